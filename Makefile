@@ -1,0 +1,60 @@
+# Every target is one or two drbench lines; logic lives in Python.
+PYTHON ?= python3
+BIN := .venv/bin
+DIGITS := $(wildcard benchmarks/digits/*.yaml)
+FULL := $(wildcard benchmarks/digits/full/*.yaml)
+.DEFAULT_GOAL := help
+.PHONY: help setup digits digits-full train-digits test test-slow lint bench figures verify clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@echo "check-NAME      conformance suite of one defense"
+
+setup: $(BIN)/.installed  ## virtual environment in .venv, with drbench installed in it
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+digits: setup  ## the main job: certify every defense on 100 real digits, then table and plot (minutes)
+	$(BIN)/drbench run $(DIGITS)
+	$(BIN)/drbench table results/digits/runs --out results/digits/certified
+	$(BIN)/drbench plot results/digits/runs --out results/digits/certified
+
+digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
+	$(BIN)/drbench run $(FULL) --out results/digits/full
+	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
+	$(BIN)/drbench plot results/digits/full/runs --out results/digits/full/certified
+
+train-digits: setup  ## train the shipped weights from scratch
+	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
+	$(BIN)/drbench train benchmarks/digits/train/noise_augmented.yaml
+	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
+
+test: setup  ## the fast tests (minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## style and layering
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests/test_layering.py
+
+bench: setup  ## speed of the engine against bare forward passes and a plain per-image loop
+	$(BIN)/python -m benchmarks.engine
+
+figures: setup  ## redraw tables and plots from results/, without torch
+	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
+	$(BIN)/drbench plot results/digits/full/runs --out results/digits/full/certified
+
+verify: setup  ## recompute every certificate in results/ from its evidence
+	$(BIN)/drbench verify results
+
+check-%: setup
+	$(BIN)/drbench check $*
+
+clean:  ## caches and unfinished trainings; never results/
+	rm -rf .pytest_cache .ruff_cache .drbench build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

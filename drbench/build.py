@@ -1,0 +1,66 @@
+"""From a resolved config to objects: images, device, and a defense with its weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from drbench import data, registry, weights
+from drbench.api import Defense
+from drbench.data import Images
+from drbench.errors import DrbenchError
+
+
+def images(config: DictConfig, split: str | None = None) -> Images:
+    """The images of the config; with `split`, all images of another split of the same data set."""
+    spec = config.data
+    return data.load(spec.name, split or spec.split, "all" if split else spec.subset, spec.root)
+
+
+def device(name: str) -> torch.device:
+    """ "auto" is the first CUDA device, or the CPU if there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise DrbenchError(f"run.device: expected auto, cpu, cuda or cuda:N, got {name!r}: {error}") from error
+    return chosen
+
+
+def arguments(name: str, args: Mapping, images: Images) -> dict:
+    """Constructor arguments: those of the config, and the images' shape and classes where it takes them."""
+    cls = registry.find(name)
+    registry.check_args(name, cls, args)
+    known = inspect.signature(cls).parameters
+    from_data = {"input_shape": images.shape, "num_classes": images.num_classes}
+    return {**{key: value for key, value in from_data.items() if key in known}, **args}
+
+
+def defense(spec: DictConfig, images: Images, checkpoints: Sequence[weights.Weights], seed: int) -> Defense:
+    """The defense of a config section, in eval mode, on the CPU.
+
+    Without checkpoints it is built as its constructor leaves it, under `seed`.
+    """
+    args = arguments(spec.name, OmegaConf.to_container(spec.args), images)
+    cls = registry.find(spec.name)
+    # The constructors of layers draw from the global generator: it is seeded here, for them alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = cls.from_checkpoint(weights.read(checkpoints), **args) if checkpoints else cls(**args)
+    check_fit(spec.name, built, images)
+    return built.eval()
+
+
+def check_fit(name: str, built: Defense, images: Images) -> None:
+    """Raise `DrbenchError` if images and defense differ in shape or number of classes."""
+    ours, theirs = (tuple(built.input_shape), built.num_classes), (images.shape, images.num_classes)
+    if ours != theirs:
+        raise DrbenchError(
+            f"defense {name!r} takes images {ours[0]} of {ours[1]} classes; {images.dataset} has "
+            f"{theirs[0]} and {theirs[1]}: set defense.args.input_shape and num_classes, or other weights"
+        )

@@ -1,0 +1,72 @@
+"""What there is, in words: defenses, benchmark files, runs and their progress, the plan of a run. No torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from drbench import record, registry, weights
+
+
+def defenses() -> str:
+    """Names of defenses with the first line of their module's documentation."""
+    rows = [(name, _first_line(target.partition(":")[0])) for name, target in sorted(registry.available().items())]
+    return _columns([("DEFENSE", ""), *rows])
+
+
+def _first_line(module: str) -> str:
+    """First line of a module's docstring, read from its source: importing it could load torch."""
+    try:
+        spec = find_spec(module)
+        return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").partition("\n")[0]
+    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+        return f"(cannot be imported: {error})"
+
+
+def configs() -> str:
+    """Benchmark files of the project with their titles."""
+    root = weights.home() / "benchmarks"
+    rows = []
+    for path in sorted(root.rglob("*.yaml")):
+        loaded = yaml.safe_load(path.read_text()) or {}
+        if "title" in loaded:
+            rows.append((str(path.relative_to(root.parent)), str(loaded["title"])))
+    return _columns([("CONFIG", ""), *rows])
+
+
+def runs(paths: Sequence[str | Path]) -> str:
+    """Run folders with their progress, cost and marks, from the records alone."""
+    rows = [("RUN", "IMAGES", "CERTIFIED r=0", "SECONDS", "STATE")]
+    for folder in record.find(paths):
+        run = record.read(folder)
+        count, done = len(run.wanted), list(run.rows.values())
+        errors = sum(row.error is not None for row in done)
+        state = "complete" if run.complete else "partial"
+        marks = [mark for mark in run.marks if mark != "partial"] + ([f"{errors} errors"] if errors else [])
+        certified = f"{sum(row.correct for row in done) / len(done):.3f}" if done else "-"
+        seconds = f"{sum(row.seconds for row in done):.1f}"
+        rows.append((str(folder), f"{len(done)}/{count}", certified, seconds, ", ".join([state, *marks])))
+    return _columns(rows)
+
+
+def plan(cell: DictConfig) -> str:
+    """The resolved config and the work it asks for."""
+    draws = cell.certify.n0 + cell.certify.n
+    lines = [OmegaConf.to_yaml(cell).rstrip()]
+    if cell.task == "certify":
+        lines.append(
+            f"# {draws:,} noisy draws per image (images: {cell.data.name}/{cell.data.split}/{cell.data.subset})"
+        )
+    return "\n".join([*lines, "---"])
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,86 @@
+"""Observation half of Cohen's CERTIFY: selection votes and estimation votes at one noise level.
+
+Cohen, Rosenfeld, Kolter 2019, "Certified adversarial robustness via randomized smoothing", arXiv 1902.02918. The
+decision half is `drbench.stats.decide_gaussian`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from drbench.api import Defense, DrbenchError, Evidence
+from drbench.certifiers.batching import Forward
+from drbench.certifiers.engine import Request, count_votes
+from drbench.evidence import Stage
+
+
+class Observation(NamedTuple):
+    """Evidence about image number `index`, or the reason why there is none."""
+
+    index: int
+    evidence: Evidence | None
+    error: str | None
+
+
+def observe(
+    defense: Defense,
+    x: Tensor,
+    ids: Sequence[int | str],
+    *,
+    sigma: float,
+    n0: int = 100,
+    n: int = 100_000,
+    seed: int = 0,
+    block: int = 100,
+    batch_rows: int = 1000,
+) -> Iterator[Observation]:
+    """Draw the votes of Cohen's CERTIFY for each image, in order.
+
+    Parameters
+    ----------
+    defense : Defense
+        In eval mode, on its device.
+    x : Tensor
+        (M, C, H, W) float32, clean pixels in [0, 1], on the host.
+    ids : sequence
+        M image ids, which key the random streams.
+    sigma : float
+        Noise level, pixel units, > 0 and declared by the defense.
+    n0, n : int
+        Selection and estimation draws per image (disjoint streams).
+    """
+    if not sigma > 0:
+        raise DrbenchError(f"certifier 'gaussian' needs sigma > 0, got {sigma:g}")
+    defense.require(sigma)
+    check_images(defense, x)
+    forward = Forward(defense, sigma, min(batch_rows, len(x) * (n0 + n)))
+    requests = (
+        Request(row, ids[row], stage, draws)
+        for row in range(len(x))
+        for stage, draws in (("select", n0), ("estimate", n))
+    )
+    answers = count_votes(forward, x, requests, seed=seed, block=block)
+    for select, estimate in zip(answers, answers, strict=True):
+        bad = select.nonfinite + estimate.nonfinite
+        if bad:
+            yield Observation(select.request.row, None, f"{bad} of {n0 + n} draws gave non-finite logits")
+        else:
+            stage = Stage(sigma, select.counts, n0, estimate.counts, n)
+            yield Observation(select.request.row, Evidence((stage,)), None)
+
+
+def check_images(defense: Defense, x: Tensor) -> None:
+    """Raise `DrbenchError` unless `x` is a batch of images that the defense takes, with pixels in [0, 1]."""
+    if x.ndim != 4 or tuple(x.shape[1:]) != tuple(defense.input_shape):
+        raise DrbenchError(
+            f"{type(defense).__name__} expects images of shape (M, {', '.join(map(str, defense.input_shape))}), "
+            f"got {tuple(x.shape)}"
+        )
+    if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):
+        raise DrbenchError(
+            f"expected pixels in [0, 1], got [{float(x.min()):.3g}, {float(x.max()):.3g}]; "
+            "rescale the images: noise levels and radii are in units of that range"
+        )

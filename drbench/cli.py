@@ -1,0 +1,209 @@
+"""The command line. Each verb is a few lines that call the function that does the work; imports are inside them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = {
+    "list": "drbench list defenses\n  drbench list runs results/digits",
+    "show": "drbench show benchmarks/digits/denoised-one_shot.yaml\n"
+    "  drbench show benchmarks/digits/denoised-pf_ode.yaml defense.args.steps=10",
+    "train": "drbench train benchmarks/digits/train/denoiser.yaml\n"
+    "  drbench train my.yaml train.checkpoint=weights/mine.safetensors train.recipe.steps=500",
+    "run": "drbench run benchmarks/digits/denoised-one_shot.yaml\n"
+    "  drbench run benchmarks/digits/*.yaml certify.sigma=0.25 certify.n=1000 --limit 20",
+    "resume": "drbench resume results/digits/runs/undefended/*\n  drbench resume results/digits",
+    "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
+    "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
+    "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN",
+    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
+    "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(
+        prog="drbench", description="Certified and adversarial robustness of diffusion defenses."
+    )
+    top.add_argument("--version", action="store_true", help="print the version")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"examples:\n  {EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(action=globals()[f"_{name}"])
+        return made
+
+    made = verb("list", "list defenses, configs, or runs")
+    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "runs"))
+    made.add_argument("paths", nargs="*", default=["results"], help="where to look for runs")
+    for name, text in (
+        ("show", "show the resolved config and the planned work; runs nothing"),
+        ("train", "train a defense and write its weights"),
+        ("run", "certify; interrupted, the same command goes on"),
+    ):
+        made = verb(name, text)
+        made.add_argument("items", nargs="+", metavar="CONFIG|KEY=VALUE", help="benchmark files and overrides")
+        if name == "run":
+            made.add_argument("--out", type=Path, help="parent of runs/ (default: results/<data set>)")
+            made.add_argument("--limit", type=_positive, help="only the first N images; marks the result partial")
+    for name, text in (
+        ("resume", "finish the runs in these folders"),
+        ("status", "progress of runs, from their records alone"),
+        ("verify", "recompute every certificate from its evidence and check every record"),
+    ):
+        verb(name, text).add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+    for name, text in (
+        ("table", "certified accuracy at radii, as Markdown, CSV and LaTeX"),
+        ("plot", "radius curves as PNG and SVG"),
+    ):
+        made = verb(name, text)
+        made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        made.add_argument("--out", type=Path, required=name == "plot", help="path without suffix")
+    verb("check", "conformance suite of one defense").add_argument("name")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 fine, 1 failed check or verification, 2 a mistake that the message explains, 130 interrupted."""
+    from drbench.errors import DrbenchError
+
+    args = parser().parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("drbench"))
+        return 0
+    if args.verb is None:
+        parser().print_help()
+        return 0
+    try:
+        return args.action(args) or 0
+    except DrbenchError as error:
+        print(f"drbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("drbench: interrupted; what was recorded is safe, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
+    return number
+
+
+def _cells(items: list[str]) -> list:
+    """Resolved configs of all files among the items, under all overrides among them."""
+    from drbench import config
+    from drbench.errors import DrbenchError
+
+    files = [item for item in items if "=" not in item]
+    if not files:
+        raise DrbenchError("expected at least one benchmark file, e.g. benchmarks/digits/denoised-one_shot.yaml")
+    return [cell for file in files for cell in config.load(file, [item for item in items if "=" in item])]
+
+
+def _list(args) -> None:
+    from drbench import catalogue
+
+    if args.what in ("all", "defenses"):
+        print(catalogue.defenses())
+    if args.what in ("all", "configs"):
+        print(catalogue.configs())
+    if args.what == "runs" or (args.what == "all" and Path("results").exists()):
+        print(catalogue.runs(args.paths))
+
+
+def _show(args) -> None:
+    from drbench import catalogue
+
+    for cell in _cells(args.items):
+        print(catalogue.plan(cell))
+
+
+def _train(args) -> None:
+    from drbench import fitting
+    from drbench.errors import DrbenchError
+
+    for cell in _cells(args.items):
+        if cell.train is None:
+            raise DrbenchError(
+                "expected a benchmark file with a section 'train', e.g. benchmarks/digits/train/denoiser.yaml"
+            )
+        written = fitting.train(cell, "drbench train " + " ".join(args.items))
+        print(f"{written.path} sha256 {written.sha256}")
+
+
+def _run(args) -> None:
+    from drbench import runner
+
+    runner.run(_cells(args.items), args.out, args.limit)
+
+
+def _resume(args) -> None:
+    from drbench import record, runner
+
+    for folder in record.find(args.paths):
+        runner.resume(folder)
+
+
+def _status(args) -> None:
+    from drbench import catalogue
+
+    print(catalogue.runs(args.paths))
+
+
+def _verify(args) -> int:
+    from drbench import record
+
+    failed = 0
+    for folder in record.find(args.paths):
+        run = record.read(folder)
+        found = record.verify(run)
+        failed += bool(found)
+        verdict = "FAILED" if found else "partial" if not run.complete else "ok"
+        print(f"{verdict:8}{folder}: {len(run.rows)} of {len(run.wanted)} images")
+        for problem in found:
+            print(f"        {problem}")
+    return 1 if failed else 0
+
+
+def _table(args) -> None:
+    from drbench import record, tables
+
+    frame = tables.frame([record.read(folder) for folder in record.find(args.paths)])
+    if args.out is None:
+        print(tables.markdown(frame))
+    else:
+        tables.write(frame, args.out)
+        print(f"{args.out}.md {args.out}.csv {args.out}.tex")
+
+
+def _plot(args) -> None:
+    from drbench import plots, record
+
+    plots.radius_curves([record.read(folder) for folder in record.find(args.paths)], args.out)
+    print(f"{args.out}.png {args.out}.svg")
+
+
+def _check(args) -> int:
+    from drbench import registry, testing
+
+    def report(result: testing.Result) -> None:
+        print(
+            f"{result.status:8}{result.check} ({result.shape}){': ' * bool(result.message)}{result.message}", flush=True
+        )
+
+    failed = sum(result.status == "failed" for result in testing.check(registry.find(args.name), report))
+    print(f"{args.name}: {failed} checks failed" if failed else f"{args.name}: conforms")
+    return 1 if failed else 0

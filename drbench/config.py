@@ -1,0 +1,188 @@
+"""Benchmark files: flat YAML recipes, checked against dataclasses; `extends` one parent, `sweep` over lists.
+
+Every key maps to a field below; `defense.args.*` to keyword arguments of the defense. An unknown key or a wrong type
+is an error that names the key. Nothing in a file chooses code: names are looked up in `drbench.registry`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drbench.errors import DrbenchError, did_you_mean
+from drbench.recipe import Recipe
+
+
+@dataclass
+class Data:
+    name: str = "digits"
+    split: str = "test"
+    subset: str = "all"  # all | firstN | everyN | ids:FILE
+    root: str | None = None  # folder of the data set's files
+
+
+@dataclass
+class DefenseSpec:
+    name: str = "???"
+    variant: str = ""  # printed in tables beside the name
+    args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: list[str] = field(default_factory=list)  # names in benchmarks/checkpoints.yaml, or files
+
+
+@dataclass
+class Certify:
+    kind: str = "gaussian"
+    mode: str = "fixed"
+    sigma: float = 0.5  # pixel units
+    n0: int = 100  # selection draws
+    n: int = 100_000  # estimation draws
+    alpha: float = 0.001  # failure probability of each certificate
+    block: int = 100  # draws per random stream; part of the identity of the noise
+
+
+@dataclass
+class Train:
+    checkpoint: str = "???"  # name under which the weights are written
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass
+class Run:
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    batch_rows: Any = "auto"  # rows per network call; auto: found by a short measured search
+    threads: int | None = None  # CPU threads; null: torch's default
+    channels_last: bool = False
+
+
+@dataclass
+class Config:
+    """One benchmark file, resolved."""
+
+    title: str = ""
+    task: str = "certify"  # certify | train
+    data: Data = field(default_factory=Data)
+    defense: DefenseSpec = field(default_factory=DefenseSpec)
+    certify: Certify = field(default_factory=Certify)
+    train: Train | None = None
+    run: Run = field(default_factory=Run)
+    sweep: dict[str, Any] = field(default_factory=dict)
+
+
+# What does not change the numbers that are being estimated, and so is not part of a run's identity.
+NOT_IDENTITY = (
+    "title",
+    "task",
+    "train",
+    "sweep",
+    "data.root",
+    "run.device",
+    "run.batch_rows",
+    "run.threads",
+    "run.channels_last",
+)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
+    """Read a benchmark file, apply `key=value` overrides, and expand its sweep: one resolved config per cell."""
+    merged = _merge(Path(path), overrides)
+    sweep = OmegaConf.to_container(merged.sweep)
+    # An override of a swept key replaces the sweep: the user named one value.
+    sweep = {key: values for key, values in sweep.items() if not any(o.startswith(f"{key}=") for o in overrides)}
+    merged.sweep = {}
+    cells = []
+    for values in itertools.product(*(_listed(path, key, values) for key, values in sweep.items())):
+        cell = merged.copy()
+        for key, value in zip(sweep, values, strict=True):
+            _guarded(path, lambda cell=cell, key=key, value=value: OmegaConf.update(cell, key, value, merge=False))
+        cells.append(cell)
+        _validate(path, cell)
+    return cells
+
+
+def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
+    """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
+    plain = OmegaConf.to_container(config)
+    for key in NOT_IDENTITY:
+        *parents, last = key.split(".")
+        place = plain
+        for parent in parents:
+            place = place[parent]
+        place.pop(last, None)
+    text = json.dumps({"config": plain, "checkpoints": list(checkpoints)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
+    layers = [_read(path)]
+    if "extends" in layers[0]:
+        parent = path.parent / str(layers[0].pop("extends"))
+        layers.insert(0, _read(parent))
+        if "extends" in layers[0]:
+            grandparent = parent.parent / str(layers[0].pop("extends"))
+            layers.insert(0, _read(grandparent))
+            if "extends" in layers[0]:
+                raise DrbenchError(
+                    f"{grandparent}: expected at most two levels of 'extends', so that a file stays readable"
+                )
+    for override in overrides:
+        if "=" not in override:
+            raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
+    if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
+        raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
+    schema = OmegaConf.structured(Config)
+    return _guarded(path, lambda: OmegaConf.merge(schema, *layers, OmegaConf.from_dotlist(list(overrides))))
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise DrbenchError(f"no benchmark file {path}{did_you_mean(str(path), near)}") from error
+    except Exception as error:  # the YAML library's own errors have no common base class that omegaconf exposes
+        raise DrbenchError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise DrbenchError(f"{path}: expected a YAML mapping of keys to values")
+    return loaded
+
+
+def _guarded(path, action):
+    """Run an omegaconf step; its errors already name the full key and near misses."""
+    try:
+        return action()
+    except OmegaConfBaseException as error:
+        raise DrbenchError(f"{path}: {str(error).strip()}") from error
+
+
+def _listed(path, key: str, values) -> list:
+    if not isinstance(values, list) or not values:
+        raise DrbenchError(f"{path}: expected a list of values under sweep '{key}', got {values!r}")
+    return values
+
+
+def _validate(path, config: DictConfig) -> None:
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
+    certify, rows = config.certify, config.run.batch_rows
+    problems = [
+        (config.task not in ("certify", "train"), f"task is certify or train, got {config.task!r}"),
+        (config.task == "train" and config.train is None, "task train needs the section train"),
+        (certify.mode != "fixed", f"certify.mode is fixed, got {certify.mode!r}"),
+        (not certify.sigma > 0, f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}"),
+        (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
+        (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
+        (rows != "auto" and not (isinstance(rows, int) and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
+    ]
+    for wrong, expected in problems:
+        if wrong:
+            raise DrbenchError(f"{path}: expected: {expected}")

@@ -1,0 +1,50 @@
+"""Which images of a split: an explicit, named rule that is printed with every number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from drbench.errors import DrbenchError
+
+
+def choose(rule: str, ids: Sequence[int | str]) -> list[int]:
+    """Positions in the split that a subset rule selects.
+
+    Parameters
+    ----------
+    rule : str
+        "all"; "firstN" (positions 0..N-1); "everyN" (positions 0, N, 2N, ...); "ids:FILE" (one id a line, in the
+        order of the file).
+    ids : sequence
+        Ids of the whole split.
+    """
+    if rule == "all":
+        return list(range(len(ids)))
+    if rule.startswith("ids:"):
+        return _from_file(Path(rule.removeprefix("ids:")), ids)
+    match = re.fullmatch(r"(first|every)([1-9]\d*)", rule)
+    if not match:
+        raise DrbenchError(f"unknown subset {rule!r}; expected all, firstN, everyN or ids:FILE, e.g. first100")
+    number = int(match[2])
+    if match[1] == "every":
+        return list(range(0, len(ids), number))
+    if number > len(ids):
+        raise DrbenchError(f"subset {rule!r} asks for {number} images, the split has {len(ids)}")
+    return list(range(number))
+
+
+def _from_file(path: Path, ids: Sequence[int | str]) -> list[int]:
+    try:
+        wanted = path.read_text().split()
+    except OSError as error:
+        raise DrbenchError(f"cannot read the list of image ids {path}: {error.strerror}") from error
+    position = {str(image_id): i for i, image_id in enumerate(ids)}
+    missing = [image_id for image_id in wanted if image_id not in position]
+    if missing or not wanted or len(set(wanted)) < len(wanted):
+        problem = (
+            f"{len(missing)} ids are not in the split, first: {missing[0]}" if missing else "it is empty or repeats ids"
+        )
+        raise DrbenchError(f"list of image ids {path}: expected unique ids of the split, one a line; {problem}")
+    return [position[image_id] for image_id in wanted]

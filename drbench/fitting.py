@@ -1,0 +1,91 @@
+"""`drbench train`: fit a defense on the training split, measure it on the validation split, write its weights."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from drbench import build, weights
+from drbench.api import Defense, Draws, DrbenchError
+from drbench.data import Images
+from drbench.progress import Progress
+from drbench.recipe import Recipe
+
+VALIDATION_DRAWS = 20  # noisy copies of each validation image
+
+
+def train(config: DictConfig, command: str) -> weights.Weights:
+    """Train the defense of a config from scratch and write the weights of its trained networks.
+
+    Test images are never read. Interrupted, the same command goes on from the last saved state.
+    """
+    recipe = Recipe(**OmegaConf.to_container(config.train.recipe))
+    name = config.train.checkpoint
+    recipe.state = recipe.state or str(Path(".drbench") / f"{Path(name).stem}.state")
+    Path(recipe.state).parent.mkdir(parents=True, exist_ok=True)
+    images, validation = build.images(config, "train"), build.images(config, "validation")
+    checkpoints = [weights.resolve(found) for found in config.defense.checkpoint]
+    defense = build.defense(config.defense, images, [], recipe.seed)
+    _load_given(defense, weights.read(checkpoints))
+    device = build.device(config.run.device)
+    defense.to(device)
+    start = time.perf_counter()
+    _fit(defense, images, recipe, config.title or name, device)
+    facts = {
+        "defense": config.defense.name,
+        "command": command,
+        "data": f"{images.dataset}/{images.subset}, {len(images)} images",
+        "seed": recipe.seed,
+        "seconds": round(time.perf_counter() - start),
+        "validation": figures(defense.cpu(), validation),
+        "licence": "MIT",
+    }
+    parts = [f"{child}." for child in defense.trained()]
+    state = {key: value for key, value in defense.state_dict().items() if key.startswith(tuple(parts))}
+    return weights.write(name, state, facts)
+
+
+def _fit(defense: Defense, images: Images, recipe: Recipe, title: str, device: torch.device) -> None:
+    x, y = images.x.to(device), images.y.to(device)
+    with Progress(title, recipe.steps, "steps") as bar:
+        smooth = None
+
+        def log(step: int, loss: float) -> None:
+            nonlocal smooth
+            smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
+            bar.advance(lambda: f"loss {smooth:.4f}", to=step)
+
+        defense.fit(x, y, recipe, log)
+    defense.eval()
+
+
+def _load_given(defense: Defense, given: dict) -> None:
+    """Load the weights of networks that are not trained here; each must be given, and no other."""
+    trained = tuple(f"{child}." for child in defense.trained())
+    if not trained:
+        raise DrbenchError(f"{type(defense).__name__} has nothing to train (`trained()` is empty); see its README")
+    needed = {key for key in defense.state_dict() if not key.startswith(trained)}
+    if given.keys() != needed:
+        odd = sorted(given.keys() ^ needed)
+        raise DrbenchError(
+            f"defense.checkpoint must give the weights of the networks that are not trained here, "
+            f"and no others; {len(odd)} tensors are missing or superfluous, first: {odd[0]}"
+        )
+    defense.load_state_dict(given, strict=False)
+
+
+@torch.inference_mode()
+def figures(defense: Defense, images: Images) -> dict[str, float]:
+    """Accuracy of single noisy copies at each declared level, in percent: "sigma 0.25" -> 95.1."""
+    found = {}
+    for sigma in defense.sigmas:
+        copies = 1 if sigma == 0 else VALIDATION_DRAWS
+        draws = Draws.seeded(0, copies * len(images))
+        x = images.x.repeat(copies, 1, 1, 1)
+        logits = defense.logits(x + sigma * draws.randn(*x.shape), sigma, draws)
+        hits = logits.argmax(1).eq(images.y.repeat(copies)).float().mean()
+        found[f"sigma {sigma:g}"] = round(100 * hits.item(), 2)
+    return found

@@ -1,0 +1,30 @@
+"""Hyper-parameters of one training. Standard library only, so that configs are checked without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from drbench.errors import DrbenchError
+
+
+@dataclass
+class Recipe:
+    """Hyper-parameters of one training. A state saved under one recipe is not resumed under another."""
+
+    steps: int = 2000
+    batch: int = 128
+    lr: float = 1e-3  # peak, reached after `warmup` steps, then cosine decay to zero
+    weight_decay: float = 0.0
+    warmup: int = 100  # steps
+    ema_halflife: int = 250  # steps; the trained weights are the averaged ones
+    clip: float = 1.0  # largest gradient norm
+    shift: float = 0.0  # augmentation: largest translation, pixels
+    rotate: float = 0.0  # augmentation: largest rotation, degrees
+    seed: int = 0
+    state: str | None = None  # file for the resumable state; None: not resumable
+
+    def __post_init__(self) -> None:
+        positive = {name: getattr(self, name) for name in ("steps", "batch", "lr", "ema_halflife", "clip")}
+        wrong = [f"{name}={value}" for name, value in positive.items() if value <= 0]
+        if wrong or self.warmup < 0 or self.weight_decay < 0:
+            raise DrbenchError(f"training recipe: expected positive values, got {', '.join(wrong) or self}")

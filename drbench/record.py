@@ -1,0 +1,277 @@
+"""Run folders: what a run wrote down, crash-safe, and how it is read back and verified. No torch.
+
+    config.yaml    the resolved config
+    run.json       header: identity, code, packages, data, costs, status
+    rows-*.jsonl   one line per image with a checksum; one writer per file, one `write` per line: the source of truth
+
+A killed writer can leave one torn line at the end of its file; it is ignored. Nothing is ever repaired in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drbench.errors import DrbenchError
+from drbench.evidence import Certificate, Evidence
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known about one image.
+
+    Parameters
+    ----------
+    id, label
+        Image id in the full data set, and its class.
+    evidence : Evidence or None
+        None if `error` says why there is none; such an image counts as not certified.
+    certificate : Certificate or None
+        A cache of `stats.decide`.
+    seconds : float
+        Wall time since the writer's previous row: the rows of a run sum to its duration.
+    evaluations : dict
+        Network name -> rows evaluated since the writer's previous row, counted by hooks.
+    """
+
+    id: int | str
+    label: int
+    evidence: Evidence | None
+    certificate: Certificate | None
+    seconds: float
+    evaluations: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def correct(self) -> bool:
+        """Predicted the label; an abstention or an error did not."""
+        return self.certificate is not None and self.certificate.prediction == self.label
+
+    @property
+    def radius(self) -> float:
+        return self.certificate.radius if self.certificate else 0.0
+
+    def to_json(self) -> dict:
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "label": self.label,
+            "evidence": self.evidence and self.evidence.to_json(),
+            "certificate": self.certificate and self.certificate.to_json(),
+            "seconds": self.seconds,
+            "evaluations": self.evaluations,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict) -> Row:
+        if raw["schema"] != SCHEMA:
+            raise DrbenchError(f"row of schema {raw['schema']}, this version reads {SCHEMA}")
+        certificate = raw["certificate"]
+        return cls(
+            raw["id"],
+            raw["label"],
+            raw["evidence"] and Evidence.from_json(raw["evidence"]),
+            certificate and Certificate(certificate["prediction"], certificate["radius"], certificate["detail"]),
+            raw["seconds"],
+            raw["evaluations"],
+            raw["error"],
+        )
+
+
+# ---- lines --------------------------------------------------------------------------------------------------------
+
+
+def encode(payload: dict) -> bytes:
+    """One line of canonical JSON with its own CRC-32; NaN is refused."""
+    text = json.dumps(payload, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}\n'.encode()
+
+
+def decode(line: bytes) -> dict:
+    """The payload of a line; `ValueError` if it is torn or was changed."""
+    head, separator, tail = line.rpartition(b',"crc":"')
+    if not separator or not line.endswith(b'"}\n') or tail != f'{zlib.crc32(head + b"}"):08x}"}}\n'.encode():
+        raise ValueError("checksum does not match")
+    return json.loads(head + b"}")
+
+
+class Writer:
+    """Appends rows to a file of its own in a run folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / f"rows-{time.time_ns()}-{os.getpid()}.jsonl"
+        self._file: int | None = None
+
+    def write(self, row: Row) -> None:
+        """One row, one `write`, on disk when this returns."""
+        line = encode(row.to_json())
+        try:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+            written = os.write(self._file, line)
+            os.fsync(self._file)
+        except OSError as error:
+            raise DrbenchError(
+                f"cannot write {self.path}: {error.strerror}; rows already written are safe, free the "
+                "disk or choose another folder with --out and run the same command again"
+            ) from error
+        if written < len(line):
+            raise DrbenchError(
+                f"{self.path}: disk full after {written} of {len(line)} bytes of a row; rows already "
+                "written are safe, free some space and run the same command again"
+            )
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+# ---- folders ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as read: header, one row per image id, and what is wrong with it."""
+
+    folder: Path
+    header: dict
+    rows: dict[int | str, Row]
+    problems: tuple[str, ...]
+
+    @property
+    def wanted(self) -> list[int | str]:
+        return self.header["data"]["ids"]
+
+    @property
+    def complete(self) -> bool:
+        return all(image_id in self.rows for image_id in self.wanted)
+
+    @property
+    def marks(self) -> list[str]:
+        """Why a table must not show this run without a mark; empty if nothing is to be said."""
+        marks = [] if self.complete else ["partial"]
+        return marks + (["dirty"] if self.header["code"]["dirty"] else [])
+
+    def ordered(self) -> Iterator[Row]:
+        """Rows in the order of the subset."""
+        return (self.rows[image_id] for image_id in self.wanted if image_id in self.rows)
+
+
+def read(folder: str | Path) -> Run:
+    """Read a run folder. A torn last line is reported in `problems`, as is every damaged line and contradiction."""
+    folder = Path(folder)
+    try:
+        header = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DrbenchError(f"{folder}: expected a run folder with a readable run.json: {error}") from error
+    rows: dict[int | str, Row] = {}
+    problems: list[str] = []
+    for path in sorted(folder.glob("rows-*.jsonl")):
+        for row in _rows_of(path, problems):
+            kept = rows.setdefault(row.id, row)
+            if (kept.evidence, kept.label, kept.error) != (row.evidence, row.label, row.error):
+                problems.append(
+                    f"image {row.id}: two rows with different evidence (not deterministic); the first is kept"
+                )
+    return Run(folder, header, rows, tuple(problems))
+
+
+def _rows_of(path: Path, problems: list[str]) -> Iterator[Row]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            yield Row.from_json(decode(line))
+        except (ValueError, KeyError, TypeError, DrbenchError) as error:
+            torn = number == len(lines) and not line.endswith(b"\n")
+            what = "torn last line, ignored (the writer was killed)" if torn else f"damaged line, ignored: {error}"
+            problems.append(f"{path.name} line {number}: {what}")
+
+
+def find(paths: Iterable[str | Path]) -> list[Path]:
+    """Run folders at or below the given paths, sorted."""
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DrbenchError(f"no such folder: {path}; `drbench run` prints the folder that it writes")
+        found.update(
+            header.parent
+            for header in ([path / "run.json"] if (path / "run.json").exists() else path.rglob("run.json"))
+        )
+    if not found:
+        raise DrbenchError(
+            f"no run folders at or below {', '.join(map(str, paths))}; make one with `drbench run CONFIG`"
+        )
+    return sorted(found)
+
+
+def write_header(folder: Path, header: dict) -> None:
+    """Replace run.json atomically."""
+    partial = folder / f"run.json.{os.getpid()}.partial"
+    try:
+        partial.write_text(json.dumps(header, indent=1, allow_nan=False) + "\n")
+        os.replace(partial, folder / "run.json")
+    except OSError as error:
+        raise DrbenchError(f"cannot write {folder / 'run.json'}: {error.strerror}") from error
+
+
+def evidence_sha256(run: Run) -> str:
+    """Hash of ids, labels and evidence alone: equal for two runs that counted the same votes."""
+    digest = hashlib.sha256()
+    for row in sorted(run.rows.values(), key=lambda row: str(row.id)):
+        payload = (row.id, row.label, row.evidence and row.evidence.to_json(), row.error)
+        digest.update(json.dumps(payload, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+# ---- verification -------------------------------------------------------------------------------------------------
+
+
+def verify(run: Run) -> list[str]:
+    """Everything that is wrong with a run: damaged or missing rows, certificates that evidence does not give."""
+    from drbench.stats import VERSIONS, decide
+
+    engine, found = run.header["engine"], [p for p in run.problems if "torn last line" not in p]
+    if engine["version"] != VERSIONS.get(engine["certifier"]):
+        found.append(
+            f"made by certifier {engine['certifier']} version {engine['version']}, this is "
+            f"version {VERSIONS.get(engine['certifier'])}"
+        )
+    for image_id in run.rows.keys() - set(run.wanted):
+        found.append(f"image {image_id}: not in the subset of this run")
+    for row in run.ordered():
+        if row.evidence is None:
+            found += [] if row.error else [f"image {row.id}: neither evidence nor an error"]
+            continue
+        drawn = [(stage.sigma, stage.n0, stage.n) for stage in row.evidence.stages]
+        if drawn != [(engine["sigma"], engine["n0"], engine["n"])]:
+            found.append(f"image {row.id}: evidence of other draws than the run's: {drawn}")
+        again = decide(engine["certifier"], row.evidence, engine["alpha"])
+        stored = row.certificate
+        if stored is None or stored.prediction != again.prediction or not _close(stored.radius, again.radius):
+            found.append(
+                f"image {row.id}: stored certificate {stored and (stored.prediction, stored.radius)} differs from "
+                f"{(again.prediction, again.radius)}, recomputed from the evidence"
+            )
+    missing = [image_id for image_id in run.wanted if image_id not in run.rows]
+    if missing and run.header["status"] == "complete":
+        found.append(f"{len(missing)} of {len(run.wanted)} images are missing, first: {missing[0]}")
+    expected = run.header.get("evidence_sha256")
+    if expected and expected != evidence_sha256(run):
+        found.append("evidence differs from what the run recorded when it ended (evidence_sha256)")
+    return found
+
+
+def _close(a: float, b: float) -> bool:
+    """Equal up to what another version of a special-function library may change."""
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)

@@ -1,0 +1,48 @@
+"""Names of defenses: a table of our own, and the entry-point group `drbench.defenses` for other packages."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module, metadata
+
+from drbench.errors import DrbenchError, did_you_mean
+
+DEFENSES = {
+    "constant": "methods.constant.defense:Constant",
+    "denoised": "methods.denoised.defense:Denoised",
+    "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
+    "undefended": "methods.undefended.defense:Undefended",
+}
+GROUP = "drbench.defenses"
+
+
+def available() -> dict[str, str]:
+    """name -> "module:Class". Defenses of other packages are named `package/name`. Nothing is imported."""
+    others = {f"{entry.dist.name}/{entry.name}": entry.value for entry in metadata.entry_points(group=GROUP)}
+    return {**others, **DEFENSES}
+
+
+def find(name: str) -> type:
+    """The class of a defense."""
+    known = available()
+    if name not in known:
+        raise DrbenchError(f"unknown defense {name!r}{did_you_mean(name, known)}")
+    module, _, attribute = known[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise DrbenchError(
+            f"defense {name!r} is registered as {known[name]} but cannot be imported: {error}; "
+            "reinstall its package, or correct the entry point"
+        ) from error
+
+
+def check_args(name: str, cls: type, args: Mapping) -> None:
+    """Raise `DrbenchError` if the constructor takes no such argument."""
+    known = inspect.signature(cls).parameters
+    for arg in args:
+        if arg not in known:
+            raise DrbenchError(
+                f"defense {name!r} takes no argument {arg!r} (config key defense.args.{arg}){did_you_mean(arg, known)}"
+            )

@@ -1,0 +1,122 @@
+"""Weights on disk: the manifest, hashes before parsing, safetensors only.
+
+A checkpoint is named in `benchmarks/checkpoints.yaml` or given as a path. The module needs torch only to read tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from drbench.errors import DrbenchError, did_you_mean
+
+SUFFIX = ".safetensors"
+HEADER = "# Weights that ship with the project. Written by `drbench train`; figures are on validation images.\n"
+
+
+class Weights(NamedTuple):
+    """A checkpoint whose hash was verified."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+def home() -> Path:
+    """Folder that holds `benchmarks/`: DRBENCH_HOME, or the project that this package runs from."""
+    return Path(os.environ.get("DRBENCH_HOME") or Path(__file__).resolve().parents[1])
+
+
+def manifest_path() -> Path:
+    return home() / "benchmarks" / "checkpoints.yaml"
+
+
+def manifest() -> dict[str, dict]:
+    """name -> entry with at least `file` (relative to the manifest) and `sha256`."""
+    path = manifest_path()
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+def resolve(name: str) -> Weights:
+    """Find a checkpoint by manifest name or path, and verify its hash before anything parses it."""
+    entries = manifest()
+    if name in entries:
+        path, expected = manifest_path().parent / entries[name]["file"], entries[name]["sha256"]
+    elif name.endswith(SUFFIX):
+        path, expected = Path(name), None
+    else:
+        raise DrbenchError(
+            f"unknown checkpoint {name!r}: expected a name in {manifest_path().name} or a path that ends "
+            f"in .safetensors{did_you_mean(name, entries)}"
+        )
+    try:
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DrbenchError(
+            f"checkpoint {name}: cannot read {path}: {error.strerror}; "
+            f"train it with: {entries.get(name, {}).get('command', 'drbench train')}"
+        ) from error
+    if expected not in (None, actual):
+        raise DrbenchError(
+            f"checkpoint {path}: sha256 {actual[:12]}... does not match the manifest (expected "
+            f"{expected[:12]}...): the file is damaged or was replaced; restore it or train it anew with: "
+            f"{entries[name].get('command')}"
+        )
+    return Weights(name, path, actual)
+
+
+def read(checkpoints: Sequence[Weights]) -> dict:
+    """Merge the state dicts of several files; a tensor may come from one file only, and must be finite."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    merged: dict = {}
+    for name, path, _ in checkpoints:
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise DrbenchError(f"checkpoint {path}: not a readable safetensors file: {error}") from error
+        for key, tensor in state.items():
+            if key in merged:
+                raise DrbenchError(
+                    f"checkpoint {name}: tensor {key!r} is already given by an earlier checkpoint of the list"
+                )
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise DrbenchError(f"checkpoint {path}: tensor {key!r} holds values that are not finite")
+            merged[key] = tensor
+    return merged
+
+
+def write(name: str, state: Mapping, facts: Mapping) -> Weights:
+    """Save a state dict under a manifest name such as "digits/classifier", or as a file if the name is a path.
+
+    `facts` (command, seed, validation figures, ...) go into the manifest, and for a plain file into its metadata.
+    """
+    from safetensors.torch import save_file
+
+    listed = not name.endswith(SUFFIX)
+    path = manifest_path().parent / _file_of(name) if listed else Path(name)
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, partial, {"facts": json.dumps(facts)})
+        os.replace(partial, path)
+    except OSError as error:
+        raise DrbenchError(f"cannot write weights to {path}: {error.strerror}") from error
+    written = Weights(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+    if listed:
+        entry = {"file": _file_of(name), "sha256": written.sha256, "bytes": path.stat().st_size, **facts}
+        partial = manifest_path().with_suffix(".partial")
+        partial.write_text(HEADER + yaml.safe_dump(manifest() | {name: entry}, sort_keys=True, width=110))
+        os.replace(partial, manifest_path())
+    return written
+
+
+def _file_of(name: str) -> str:
+    return f"checkpoints/{name}{SUFFIX}"

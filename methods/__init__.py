@@ -1,0 +1,1 @@
+"""One folder a defense; see README.md beside this file for how to add one."""

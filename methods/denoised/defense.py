@@ -1,0 +1,102 @@
+"""Denoise, then classify. Carlini et al. 2023, arXiv 2206.10550; K-vote: Xiao et al. 2022, arXiv 2211.00322."""
+
+import torch
+
+from drbench.api import Defense, DrbenchError
+from drbench.classifiers import SmallCNN
+from drbench.diffusion.denoiser import clipped
+from drbench.diffusion.networks.unet import small_unet
+from drbench.diffusion.precond import EDMDenoiser
+from drbench.diffusion.samplers import ddim, heun_pf_ode, one_shot
+from drbench.diffusion.train import edm_loss, sigma_data_of
+from drbench.training import sample, train
+
+SAMPLERS = ("one_shot", "pf_ode", "densepure")
+
+
+class Denoised(Defense):
+    """A denoiser for every noise level, a classifier that has only seen clean images.
+
+    Parameters
+    ----------
+    sampler : {"one_shot", "pf_ode", "densepure"}
+        "one_shot": the posterior mean, one call. "pf_ode": `steps` levels of Heun's method, 2 * steps - 1 calls.
+        "densepure": `votes` independent ancestral samples of `steps` calls each, classified by majority.
+    steps, votes : int
+        Used by the samplers that have them.
+    channels : tuple of int
+        Widths of the UNet; `width` is that of the classifier.
+    """
+
+    citation = "arXiv:2206.10550"
+
+    def __init__(
+        self,
+        input_shape=(1, 8, 8),
+        num_classes=10,
+        sampler="one_shot",
+        steps=1,
+        votes=1,
+        sigmas=(0.0, 0.125, 0.25, 0.5, 1.0),
+        channels=(16, 32),
+        width=16,
+    ):
+        super().__init__()
+        if sampler not in SAMPLERS:
+            raise DrbenchError(f"unknown sampler {sampler!r}; available: {', '.join(SAMPLERS)}")
+        if steps < 1 or votes < 1:
+            raise DrbenchError(f"denoised needs steps >= 1 and votes >= 1, got steps={steps}, votes={votes}")
+        self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
+        self.sampler, self.steps, self.votes = sampler, steps, votes
+        self.randomized = sampler == "densepure" and steps > 1  # the last step, to noise level 0, is noise-free
+        self.gradient = "surrogate" if sampler == "densepure" else "exact"  # a majority has no useful gradient
+        self.denoiser = EDMDenoiser(small_unet(self.input_shape, num_classes, tuple(channels)), 0.5, num_classes)
+        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+
+    def logits(self, z, sigma, draws):
+        self.require(sigma)
+        if sigma == 0:
+            return self.classifier(z)
+        z_net, sigma_net = 2 * z - 1, 2 * sigma
+        if self.sampler == "densepure":
+            return self._majority(z_net, sigma_net, draws)
+        if self.sampler == "one_shot":
+            x_net = one_shot(self.denoiser, z_net, sigma_net)
+        else:
+            x_net = heun_pf_ode(self.denoiser, z_net, sigma_net, self.steps)
+        return self._classify(x_net)
+
+    def _classify(self, x_net):
+        return self.classifier((x_net.clamp(-1, 1) + 1) / 2)
+
+    def _majority(self, z_net, sigma_net, draws):
+        """Votes per class plus their mean probability (< 1), which breaks ties and carries a surrogate gradient."""
+        votes, probability = 0, 0
+        for _ in range(self.votes):
+            x_net = ddim(clipped(self.denoiser), z_net, sigma_net, self.steps, eta=1.0, draws=draws)
+            logits = self._classify(x_net)
+            votes = votes + torch.nn.functional.one_hot(logits.argmax(1), self.num_classes)
+            probability = probability + logits.softmax(1) / self.votes
+        return votes + 0.999 * probability
+
+    def nfe(self, sigma):
+        if sigma == 0:
+            return {"classifier": 1}
+        calls = {"one_shot": 1, "pf_ode": 2 * self.steps - 1, "densepure": self.steps * self.votes}[self.sampler]
+        return {"denoiser": calls, "classifier": self.votes if self.sampler == "densepure" else 1}
+
+    @classmethod
+    def tiny(cls, input_shape, num_classes):
+        return cls(input_shape, num_classes, channels=(8, 16), width=4)
+
+    def trained(self):
+        return ("denoiser",)  # the classifier is a given: any network trained on clean images
+
+    def fit(self, x, y, recipe, log):
+        self.denoiser.sigma_data.fill_(sigma_data_of(2 * x - 1))
+
+        def loss(rng):
+            images, labels = sample(x, y, recipe, rng)
+            return edm_loss(self.denoiser, 2 * images - 1, rng, labels)
+
+        train(self.denoiser, loss, recipe, log)

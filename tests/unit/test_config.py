@@ -1,0 +1,109 @@
+"""Benchmark files: merging, sweeps, identity, and messages for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from drbench import config
+from drbench.errors import DrbenchError
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def write(folder, text, name="a.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_child_wins_and_sweep_expands(tmp_path):
+    write(tmp_path, "certify: {n: 100000, n0: 100, alpha: 0.001}", "base.yaml")
+    path = write(
+        tmp_path,
+        "extends: base.yaml\ndefense: {name: constant, args: {answer: 3}}\ncertify: {n: 500}\n"
+        "sweep: {certify.sigma: [0.25, 0.5], run.seed: [0, 1, 2]}",
+    )
+    cells = config.load(path)
+    assert [(c.certify.sigma, c.run.seed) for c in cells] == [(s, k) for s in (0.25, 0.5) for k in (0, 1, 2)]
+    assert all(c.certify.n == 500 and c.certify.n0 == 100 and c.defense.args.answer == 3 for c in cells)
+    assert all(not c.sweep for c in cells)
+
+
+def test_override_wins_and_replaces_a_swept_key(tmp_path):
+    path = write(tmp_path, "defense: {name: constant}\nsweep: {certify.sigma: [0.25, 0.5]}")
+    (cell,) = config.load(path, ["certify.sigma=1.0", "certify.n=77", "data.subset=first9"])
+    assert (cell.certify.sigma, cell.certify.n, cell.data.subset) == (1.0, 77, "first9")
+
+
+@pytest.mark.parametrize(
+    "text, overrides, message",
+    [
+        ("defense: {nam: constant}", [], r"(?s)a.yaml.*nam"),
+        ("defense: {name: constant}\ncertify: {sigmas: 3}", [], r"(?s)sigmas.*certify"),
+        ("defense: {name: constant}", ["certify.nn=3"], r"(?s)nn"),
+        ("defense: {name: constant}\ncertify: {n: 1e5}", [], r"(?s)could not be converted to Integer.*certify.n"),
+        ("defense: {name: constant}\ncertify: {n: many}", [], r"(?s)'many'.*certify.n"),
+        ("certify: {n: 100}", [], "expected a value for defense.name"),
+        ("defense: {name: constant}\ncertify: {sigma: -0.5}", [], "noise level > 0"),
+        ("defense: {name: constant}\ncertify: {alpha: 1.5}", [], r"alpha is in \(0, 1\)"),
+        ("defense: {name: constant}\ncertify: {n: 0}", [], "are positive"),
+        ("defense: {name: constant}\nrun: {batch_rows: lots}", [], "auto or > 0"),
+        ("defense: {name: constant}\ncertify: {mode: hybrd}", [], "certify.mode is fixed"),
+        ("defense: {name: constant}\nsweep: {certify.sigma: 3}", [], "list of values under sweep"),
+        ("defense: {name: constant}\nsweep: {certify.sgima: [3]}", [], "sgima"),
+        ("defense: {name: constant}", ["certify.n"], "form key=value"),
+        ("defense: {name: '${oc.env:HOME}'}", [], "interpolation"),
+        ("defense: {name: constant}", ["title=${oc.env:HOME}"], "interpolation"),
+        ("- a\n- b", [], "expected a YAML mapping"),
+        ("defense: [", [], "not readable as YAML"),
+        ("defense: {name: constant}\ntask: train", [], "needs the section train"),
+    ],
+)
+def test_mistakes(tmp_path, text, overrides, message):
+    with pytest.raises(DrbenchError, match=message):
+        config.load(write(tmp_path, text), overrides)
+
+
+def test_unknown_key_names_the_full_key(tmp_path):
+    with pytest.raises(DrbenchError) as error:
+        config.load(write(tmp_path, "defense: {name: constant}\ncertify: {sgima: 0.5}"))
+    assert "certify.sgima" in str(error.value)
+
+
+def test_missing_file_suggests_a_neighbour(tmp_path):
+    write(tmp_path, "", "undefended.yaml")
+    with pytest.raises(DrbenchError, match=r"did you mean .*undefended.yaml"):
+        config.load(tmp_path / "undefendet.yaml")
+
+
+def test_yaml_tags_do_not_build_objects(tmp_path):
+    with pytest.raises(DrbenchError, match="not readable as YAML"):
+        config.load(write(tmp_path, "defense: {name: !!python/object/apply:os.system ['true']}"))
+
+
+def test_identity(tmp_path):
+    path = write(tmp_path, "defense: {name: constant}")
+
+    def identity(*overrides, checkpoints=("aa",)):
+        return config.identity(config.load(path, overrides)[0], checkpoints)
+
+    same = ["run.device=cpu", "run.batch_rows=64", "run.threads=1", "run.channels_last=true", "title=x", "data.root=y"]
+    assert {identity(o) for o in same} == {identity()}
+    other = [
+        "run.seed=1",
+        "certify.n=99",
+        "certify.sigma=1.0",
+        "certify.block=50",
+        "certify.alpha=0.01",
+        "defense.args.answer=1",
+        "defense.variant=v",
+        "data.subset=first5",
+        "data.split=train",
+    ]
+    assert len({identity(o) for o in other} | {identity(), identity(checkpoints=("bb",))}) == len(other) + 2
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(BENCHMARKS)))
+def test_shipped_files_are_valid(path):
+    if path.name not in ("_base.yaml", "checkpoints.yaml"):
+        assert all(cell.title for cell in config.load(path))

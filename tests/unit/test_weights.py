@@ -1,0 +1,67 @@
+"""Checkpoints: hash before parsing, merging of files, and every damage with its message."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from drbench import weights
+from drbench.errors import DrbenchError
+
+STATE = {"a.weight": torch.arange(4.0), "a.bias": torch.zeros(1)}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRBENCH_HOME", str(tmp_path))
+    (tmp_path / "benchmarks").mkdir()
+    return tmp_path
+
+
+def test_write_and_read(home):
+    written = weights.write("digits/a", STATE, {"seed": 3, "command": "drbench train a.yaml"})
+    found = weights.resolve("digits/a")
+    assert found == written
+    assert weights.manifest()["digits/a"]["seed"] == 3
+    read = weights.read([found])
+    assert read.keys() == STATE.keys() and all(torch.equal(read[key], STATE[key]) for key in STATE)
+    weights.write("digits/b", {"b": torch.ones(1)}, {})
+    assert weights.resolve("digits/a") == written  # a second entry leaves the first alone
+    assert set(weights.read([found, weights.resolve("digits/b")])) == {"a.weight", "a.bias", "b"}
+
+
+def test_file_outside_the_manifest(home, tmp_path):
+    written = weights.write(str(tmp_path / "new" / "mine.safetensors"), STATE, {"seed": 1})
+    assert weights.resolve(str(written.path)).sha256 == written.sha256
+    assert weights.manifest() == {}
+
+
+def test_one_flipped_byte_is_found_before_parsing(home):
+    path = weights.write("digits/a", STATE, {"command": "drbench train a.yaml"}).path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DrbenchError, match=r"does not match the manifest .* drbench train a.yaml"):
+        weights.resolve("digits/a")
+
+
+def test_damage_is_reported(home, tmp_path):
+    path = tmp_path / "x.safetensors"
+    for content in (b"", b"<html>quota exceeded</html>", b"\x80\x02}q\x00."):
+        path.write_bytes(content)
+        with pytest.raises(DrbenchError, match="not a readable safetensors file"):
+            weights.read([weights.resolve(str(path))])
+    save_file({"a": torch.tensor([1.0, float("nan")])}, path)
+    with pytest.raises(DrbenchError, match="'a' holds values that are not finite"):
+        weights.read([weights.resolve(str(path))])
+    save_file({"a": torch.tensor([1.0])}, path)
+    twice = [weights.resolve(str(path))] * 2
+    with pytest.raises(DrbenchError, match="already given"):
+        weights.read(twice)
+
+
+def test_names(home):
+    weights.write("digits/classifier", STATE, {})
+    with pytest.raises(DrbenchError, match="did you mean 'digits/classifier'"):
+        weights.resolve("digits/clasifier")
+    with pytest.raises(DrbenchError, match="cannot read"):
+        weights.resolve("nowhere/a.safetensors")
