@@ -120,7 +120,7 @@ def _list(args) -> None:
         print(catalogue.defenses())
     if args.what in ("all", "configs"):
         print(catalogue.configs())
-    if args.what == "runs" or (args.what == "all" and Path("results").exists()):
+    if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 
 
@@ -135,7 +135,9 @@ def _train(args) -> None:
     from drbench import fitting
     from drbench.errors import DrbenchError
 
-    for cell in _cells(args.items):
+    # A sweep over noise levels is about the runs that come later: one training serves them all.
+    cells = {str((cell.defense, cell.data.name, cell.train, cell.run.seed)): cell for cell in _cells(args.items)}
+    for cell in cells.values():
         if cell.train is None:
             raise DrbenchError(
                 "expected a benchmark file with a section 'train', e.g. benchmarks/digits/train/denoiser.yaml"
@@ -183,7 +185,7 @@ def _table(args) -> None:
 
     frame = tables.frame([record.read(folder) for folder in record.find(args.paths)])
     if args.out is None:
-        print(tables.markdown(frame))
+        print(tables.render_markdown(frame))
     else:
         tables.write(frame, args.out)
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")

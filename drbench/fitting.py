@@ -27,7 +27,8 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     recipe.state = recipe.state or str(Path(".drbench") / f"{Path(name).stem}.state")
     Path(recipe.state).parent.mkdir(parents=True, exist_ok=True)
     images, validation = build.images(config, "train"), build.images(config, "validation")
-    checkpoints = [weights.resolve(found) for found in config.defense.checkpoint]
+    # The file that this training writes may stand in the same config, for the runs that come after.
+    checkpoints = [weights.resolve(found) for found in config.defense.checkpoint if found != name]
     defense = build.defense(config.defense, images, [], recipe.seed)
     _load_given(defense, weights.read(checkpoints))
     device = build.device(config.run.device)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drbench.data.subsets import choose
+from drbench.data.subsets import choose, label
 from drbench.errors import DrbenchError, did_you_mean
 
 DATASETS = {"digits": "drbench.data.digits"}
@@ -137,6 +137,6 @@ def from_source(source: Source, name: str, split: str, subset: str = "all") -> I
         y=torch.tensor([int(source.labels[i]) for i in chosen]),
         ids=tuple(source.ids[i] for i in chosen),
         dataset=name,
-        subset=split if subset == "all" else f"{split}/{subset}",
+        subset=label(split, subset),
         num_classes=source.num_classes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,14 @@ def choose(rule: str, ids: Sequence[int | str]) -> list[int]:
     if number > len(ids):
         raise DrbenchError(f"subset {rule!r} asks for {number} images, the split has {len(ids)}")
     return list(range(number))
+
+
+def label(split: str, rule: str) -> str:
+    """How a subset is printed: "test", "test/first100"; a file of ids by its name and the hash of its content."""
+    if rule.startswith("ids:"):
+        path = Path(rule.removeprefix("ids:"))
+        rule = f"ids:{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    return split if rule == "all" else f"{split}/{rule}"
 
 
 def _from_file(path: Path, ids: Sequence[int | str]) -> list[int]:

@@ -24,6 +24,10 @@ class Denoised(Defense):
         "densepure": `votes` independent ancestral samples of `steps` calls each, classified by majority.
     steps, votes : int
         Used by the samplers that have them.
+    sigma_min : float
+        Last noise level before 0, network units, for the samplers that have steps.
+    training_levels : pair of float
+        Mean and standard deviation of ln sigma_net in training.
     channels : tuple of int
         Widths of the UNet; `width` is that of the classifier.
     """
@@ -38,8 +42,10 @@ class Denoised(Defense):
         steps=1,
         votes=1,
         sigmas=(0.0, 0.125, 0.25, 0.5, 1.0),
+        sigma_min=0.002,
         channels=(16, 32),
         width=16,
+        training_levels=(-1.2, 1.2),
     ):
         super().__init__()
         if sampler not in SAMPLERS:
@@ -47,7 +53,8 @@ class Denoised(Defense):
         if steps < 1 or votes < 1:
             raise DrbenchError(f"denoised needs steps >= 1 and votes >= 1, got steps={steps}, votes={votes}")
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
-        self.sampler, self.steps, self.votes = sampler, steps, votes
+        self.sampler, self.steps, self.votes, self.sigma_min = sampler, steps, votes, sigma_min
+        self.training_levels = tuple(training_levels)
         self.randomized = sampler == "densepure" and steps > 1  # the last step, to noise level 0, is noise-free
         self.gradient = "surrogate" if sampler == "densepure" else "exact"  # a majority has no useful gradient
         self.denoiser = EDMDenoiser(small_unet(self.input_shape, num_classes, tuple(channels)), 0.5, num_classes)
@@ -63,7 +70,7 @@ class Denoised(Defense):
         if self.sampler == "one_shot":
             x_net = one_shot(self.denoiser, z_net, sigma_net)
         else:
-            x_net = heun_pf_ode(self.denoiser, z_net, sigma_net, self.steps)
+            x_net = heun_pf_ode(self.denoiser, z_net, sigma_net, self.steps, self.sigma_min)
         return self._classify(x_net)
 
     def _classify(self, x_net):
@@ -73,7 +80,7 @@ class Denoised(Defense):
         """Votes per class plus their mean probability (< 1), which breaks ties and carries a surrogate gradient."""
         votes, probability = 0, 0
         for _ in range(self.votes):
-            x_net = ddim(clipped(self.denoiser), z_net, sigma_net, self.steps, eta=1.0, draws=draws)
+            x_net = ddim(clipped(self.denoiser), z_net, sigma_net, self.steps, 1.0, draws, self.sigma_min)
             logits = self._classify(x_net)
             votes = votes + torch.nn.functional.one_hot(logits.argmax(1), self.num_classes)
             probability = probability + logits.softmax(1) / self.votes
@@ -97,6 +104,6 @@ class Denoised(Defense):
 
         def loss(rng):
             images, labels = sample(x, y, recipe, rng)
-            return edm_loss(self.denoiser, 2 * images - 1, rng, labels)
+            return edm_loss(self.denoiser, 2 * images - 1, rng, labels, *self.training_levels)
 
         train(self.denoiser, loss, recipe, log)

@@ -63,6 +63,14 @@ def test_subset_rules(tmp_path):
             choose(rule, ids)
 
 
+def test_a_file_of_ids_is_named_without_its_path(tmp_path):
+    ids = data.load("digits", "test", "first3").ids
+    listed = tmp_path / "mine.txt"
+    listed.write_text("\n".join(map(str, ids)))
+    images = data.load("digits", "test", f"ids:{listed}")
+    assert images.ids == ids and images.subset.startswith("test/ids:mine-") and str(tmp_path) not in images.subset
+
+
 def test_unknown_names():
     with pytest.raises(DrbenchError, match="did you mean 'digits'"):
         data.load("digit")

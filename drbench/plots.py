@@ -1,0 +1,179 @@
+"""Certified accuracy against radius: one panel per sigma and one for the envelope over sigma. No torch, no display."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from pandas import DataFrame
+
+from drbench import stats, tables
+from drbench.errors import DrbenchError
+from drbench.record import Run
+from drbench.tables import DATA, METHOD
+
+# Okabe and Ito 2008 without its yellow, which is lost on white; 7 colours and 5 dashes give 35 different lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.2, 1)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
+MARKERS = "os^DvPX*"  # which sigma wins
+STYLE = {
+    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.titlesize": 12, "svg.hashsalt": "drbench", "svg.fonttype": "none", "text.parse_math": False,
+}  # fmt: skip
+
+
+def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`; the same records give the same bytes.
+
+    x: l2 radius in pixel units. y: certified accuracy in % of all recorded images, exact steps at the certified radii,
+    with pointwise 95 % Clopper-Pearson bands. Dotted: ceiling radii, beyond which nothing can be certified. The
+    envelope is an oracle over the test set; its symbols, every 0.25, say which sigma wins.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Panels are per data set, subset and sigma; a defense and variant has one colour and dash in all of them.
+    """
+    stem, curves = Path(stem), _curves(runs)
+    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    with matplotlib.rc_context(STYLE):
+        figure = _draw(curves)
+        try:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(png, metadata={"Software": None})
+            figure.savefig(svg, metadata={"Date": None})
+        except OSError as error:
+            raise DrbenchError(f"cannot write plot {stem}: {error.strerror}; choose another --out") from error
+    return [png, svg]
+
+
+def _curves(runs: Sequence[Run]) -> DataFrame:
+    """`tables.frame` at every radius where a curve of the same method steps, and at the quarters."""
+    methods: dict[tuple, list[Run]] = {}
+    for run in runs:
+        if any(run.ordered()):
+            data, defense = run.header["data"], run.header["defense"]
+            methods.setdefault((data["name"], data["subset"], defense["name"], defense["variant"]), []).append(run)
+    order = tables.frame(runs, radii=[0.0])[[*DATA, *METHOD]].drop_duplicates().itertuples(index=False, name=None)
+    return pd.concat([tables.frame(methods[key], radii=_steps(methods[key])) for key in order], ignore_index=True)
+
+
+def _steps(runs: Sequence[Run]) -> np.ndarray:
+    engines = [run.header["engine"] for run in runs]
+    ceilings = [stats.ceiling_radius(engine["n"], engine["alpha"], engine["sigma"]) for engine in engines]
+    quarters = np.arange(math.floor(4 * max(ceilings)) + 1) / 4
+    steps = [found.radius[found.correct] for found in map(tables.certified, runs)]
+    return np.unique(np.concatenate([quarters, ceilings, *steps]))
+
+
+class Panel(NamedTuple):
+    """One pair of axes: curves of a sigma, or the envelopes."""
+
+    title: str
+    curves: list[DataFrame]
+    ceilings: dict[float, str]  # radius -> label
+    oracle: bool
+
+
+def _panels(curves: DataFrame) -> list[Panel]:
+    panels, several = [], len(curves.groupby(DATA)) > 1
+    for (dataset, subset), part in curves.groupby(DATA):
+        prefix, limits = f"{dataset} {subset}, " if several else "", {}
+        for sigma, level in part.groupby("sigma"):
+            protocols = level[["n", "alpha"]].drop_duplicates().itertuples(index=False)
+            ceilings = {stats.ceiling_radius(n, alpha, sigma): f"ceiling for n = {n:,}" for n, alpha in protocols}
+            lines = [line[line["radius"] <= _ceiling(line)] for _, line in level.groupby("run", sort=False)]
+            panels.append(Panel(f"{prefix}σ = {sigma:g}", lines, ceilings, False))
+            limits[max(ceilings)] = f"ceiling at σ = {sigma:g}"
+        methods = (tables.envelope(line) for _, line in part.groupby(METHOD, sort=False))
+        lines = [line[line["radius"] <= max(limits)] for line in methods]
+        panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, True))
+    return panels
+
+
+def _ceiling(line: DataFrame) -> float:
+    return stats.ceiling_radius(line["n"].iat[0], line["alpha"].iat[0], line["sigma"].iat[0])
+
+
+def _draw(curves: DataFrame) -> Figure:
+    panels, styles = _panels(curves), _styles(curves)
+    markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(curves["sigma"].unique()))}
+    handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
+               for key, part in curves.groupby(METHOD, sort=False)]  # fmt: skip
+    handles += [Line2D([], [], label=f"best at σ = {sigma:g}", color="grey", linestyle="", marker=marker)
+                for sigma, marker in markers.items()]  # fmt: skip
+    longest = max(len(handle.get_label()) for handle in handles)
+    legend_columns = max(1, min(4, 200 // (longest + 12)))  # about 200 letters fit side by side, a dash takes 12
+    columns = len(panels) if len(panels) <= 4 else 3
+    rows = math.ceil(len(panels) / columns)
+    height = 4.4 * rows + 0.25 * math.ceil(len(handles) / legend_columns) + 0.7
+    figure = Figure(figsize=(16, height), dpi=100, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        _draw_panel(axes, panel, styles, markers)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("certified accuracy (%)")
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, handlelength=3.5)
+    figure.suptitle(_headline(curves), fontsize=11)
+    return figure
+
+
+def _styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
+    """(defense, variant) -> colour and dash."""
+    keys = enumerate(curves[METHOD].drop_duplicates().itertuples(index=False, name=None))
+    return {key: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]} for i, key in keys}
+
+
+def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
+    for line in panel.curves:
+        style = styles[line["defense"].iat[0], line["variant"].iat[0]]
+        steps = _thinned(line)
+        low, high = 100 * steps["ci_low"], 100 * steps["ci_high"]
+        axes.fill_between(steps["radius"], low, high, step="pre", color=style["color"], alpha=0.1, linewidth=0)
+        # ends with the fall to 0 that every curve has at its ceiling
+        x, y = [*steps["radius"], steps["radius"].iat[-1]], [*(100 * steps["certified_accuracy"]), 0.0]
+        axes.plot(x, y, drawstyle="steps-pre", linewidth=1.8, **style)
+        if panel.oracle:
+            for row in line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()].itertuples():
+                axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style["color"],
+                          markersize=8, markeredgecolor="white", zorder=3, clip_on=False)  # fmt: skip
+    for radius, label in panel.ceilings.items():
+        axes.axvline(radius, color="#555555", linestyle=":", linewidth=1.2)
+        axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555")
+    axes.set(title=panel.title, xlabel="ℓ₂ radius (pixel units)", xlim=(0, 1.08 * max(panel.ceilings)), ylim=(0, 100))
+
+
+def _thinned(line: DataFrame) -> DataFrame:
+    """Only the right end of each step: that is all a left-continuous step curve needs."""
+    values = line[["certified_accuracy", "ci_low", "ci_high"]].to_numpy()
+    ends = np.any(values[1:] != values[:-1], axis=1)
+    return line[np.append(ends, True) | (line["radius"] == 0)]
+
+
+def _label(part: DataFrame, curves: DataFrame) -> str:
+    """Name of a method, in brackets what is not the same in all runs of the figure, and its marks."""
+    facts = [f"{column} = {_values(part, column)}" for column in ("n", "images") if curves[column].nunique() > 1]
+    facts += sorted({mark for marks in part["marks"] for mark in marks.split(", ") if mark})
+    name = tables.method_name(next(part.itertuples()))
+    return f"{name} [{'; '.join(facts)}]" if facts else name
+
+
+def _headline(curves: DataFrame) -> str:
+    facts = [f"{column} = {_values(curves, column)}" for column in ("n", "n0", "alpha", "images")]
+    data = f"{_values(curves, 'dataset')} {_values(curves, 'subset')}"
+    return f"{data}: {'; '.join(facts)}; bands: pointwise 95 % intervals over the images"
+
+
+def _values(part: DataFrame, column: str) -> str:
+    values = part[column].unique().tolist()
+    return ", ".join(f"{value:,}" if isinstance(value, int) else str(value) for value in values)

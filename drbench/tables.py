@@ -1,0 +1,300 @@
+"""Tables from run folders: a tidy frame, the envelope over sigma, and both as Markdown, LaTeX and CSV. No torch.
+
+Certificates are recomputed from the stored evidence, never taken from the rows. All recorded images are in every
+denominator: an abstention, a wrong class and an error are not certified, at radius 0 neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame
+
+from drbench import stats
+from drbench.errors import DrbenchError
+from drbench.evidence import ABSTAIN
+from drbench.record import Run
+
+DATA, METHOD = ["dataset", "subset"], ["defense", "variant"]
+COLUMNS = [
+    *DATA, *METHOD, "certifier", "mode", "sigma", "n0", "n", "alpha", "images", "radius", "certified_accuracy",
+    "ci_low", "ci_high", "acr", "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail",
+    "seconds_per_image", "partial", "marks", "run",
+]  # fmt: skip
+FLOORS = ("constant", "undefended")  # listed first: what every other row has to beat
+
+
+def certified(run: Run) -> DataFrame:
+    """Certificates recomputed from the evidence: one row per recorded image, in the order of the subset.
+
+    Columns: correct, radius (l2, pixel units), abstained, error (no evidence: neither correct nor an abstention).
+    """
+    engine, rows = run.header["engine"], []
+    for row in run.ordered():
+        found = row.evidence and stats.decide(engine["certifier"], row.evidence, engine["alpha"])
+        prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
+        rows.append((prediction == row.label, radius, prediction == ABSTAIN, found is None))
+    return DataFrame(rows, columns=["correct", "radius", "abstained", "error"])
+
+
+def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFrame:
+    """One row per run and radius, in a stable order: data, floors first, then by name, sigma and draws.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs without any recorded image are left out.
+    radii : sequence of float, optional
+        l2 radii in pixel units; compared as float64, never rounded. By default 0, 0.25, ... up to the largest ceiling
+        radius of the runs, at least to 1.
+
+    Returns
+    -------
+    DataFrame
+        Columns `COLUMNS`. Accuracies and abstention are shares in [0, 1] of the recorded images; `ci_*` is the
+        pointwise 95 % Clopper-Pearson interval, `acr_*` the 95 % bootstrap interval of the average certified radius.
+    """
+    runs = sorted((run for run in runs if any(run.ordered())), key=_position)
+    if not runs:
+        raise DrbenchError("expected a run with a recorded image, got none; start or go on with `drbench run`")
+    places = [_place(run) for run in runs]
+    if len(set(places)) < len(places):
+        raise DrbenchError(f"expected each run once, {max(places, key=places.count)} came twice; leave one out")
+    if radii is None:
+        reach = (stats.ceiling_radius(e["n"], e["alpha"], e["sigma"]) for e in (run.header["engine"] for run in runs))
+        radii = np.arange(math.floor(4 * max(1.0, *reach)) + 1) / 4  # quarters are exact in binary
+    grid = np.unique(np.asarray(radii, float))
+    if not len(grid) or not np.all((grid >= 0) & np.isfinite(grid)):
+        raise DrbenchError(f"expected finite radii >= 0 in pixel units, got {grid.tolist()}")
+    return pd.concat([_frame_of(run, grid) for run in runs], ignore_index=True)
+
+
+def _position(run: Run) -> tuple:
+    data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
+    rank = FLOORS.index(defense["name"]) if defense["name"] in FLOORS else len(FLOORS)
+    name = data["name"], data["subset"], rank, defense["name"], defense["variant"]
+    return *name, engine["sigma"], engine["n"], _place(run)
+
+
+def _place(run: Run) -> str:
+    """Folder below `runs/`, else its own name: never an absolute path, which would name a machine or a user."""
+    parts = run.folder.resolve().parts
+    return "/".join(parts[-2:]) if parts[-3:-2] == ("runs",) else parts[-1]
+
+
+def _frame_of(run: Run, radii: np.ndarray) -> DataFrame:
+    data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
+    found, rows = certified(run), list(run.ordered())
+    damaged = any("torn last line" not in problem for problem in run.problems)
+    marks = run.marks + [flag.partition(":")[0] for flag in run.header["flags"]] + ["damaged"] * damaged
+    curve = stats.certified_accuracy(found.correct, found.radius, radii)
+    acr_low, acr_high = stats.bootstrap_mean(found.radius.where(found.correct, 0.0))
+    facts = {key: engine[key] for key in ("certifier", "mode", "sigma", "n0", "n", "alpha")} | {
+        "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],
+        "radius": curve.radii, "certified_accuracy": curve.accuracy, "ci_low": curve.low, "ci_high": curve.high,
+        "acr": stats.average_certified_radius(found.correct, found.radius), "acr_low": acr_low, "acr_high": acr_high,
+        "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()),
+        "images": len(rows), "nfe": float(sum(defense["nfe"].values())),
+        "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
+        "seconds_per_image": sum(row.seconds for row in rows) / len(rows),
+        "partial": not run.complete, "marks": ", ".join(marks), "run": _place(run),
+    }  # fmt: skip
+    return DataFrame(facts)[COLUMNS]
+
+
+def envelope(table: DataFrame) -> DataFrame:
+    """Upper envelope over sigma: for each method and radius, the numbers of the run that certifies most.
+
+    An oracle that looks at the test set, not one classifier: the interval is that of the winner, pointwise, and ignores
+    the selection. Ties go to the smaller sigma; where nothing is certified `sigma` is NaN.
+    """
+    table = table.assign(place=table.groupby([*DATA, *METHOD], sort=False).ngroup())  # keeps the order of methods
+    best = table.sort_values(["certified_accuracy", "sigma"], ascending=[False, True], kind="stable")
+    best = best.drop_duplicates(["place", "radius"]).sort_values(["place", "radius"])
+    best["sigma"] = best["sigma"].where(best["certified_accuracy"] > 0)
+    kept = ["radius", "certified_accuracy", "ci_low", "ci_high", "sigma", "n", "images", "partial", "marks", "run"]
+    return best[[*DATA, *METHOD, *kept]].reset_index(drop=True)
+
+
+# mark -> sign in Markdown, sign in LaTeX, meaning; any other flag of a run speaks for itself
+SIGNS = {
+    "partial": ("†", r"$^\dagger$", "partial: some images of the subset are missing"),
+    "dirty": (r"\*", r"$^\ast$", "dirty: the code differed from its commit"),
+    "weights as constructed": ("‡", r"$^\ddagger$", "weights as constructed: no checkpoint was given"),
+    "damaged": ("§", r"$^\S$", "damaged: the run folder holds unreadable or contradicting lines"),
+}
+# what would change a table, escaped; underscores inside words are harmless in Markdown
+MD = str.maketrans({"\n": " ", **{sign: f"\\{sign}" for sign in "\\|*`<[$~"}})
+TEX = str.maketrans({"\n": " ", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+                     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}",
+                     **{sign: f"\\{sign}" for sign in "&%$#_{}"}})  # fmt: skip
+
+
+class Group(NamedTuple):
+    """Lines to be compared: the runs of one sigma, or the envelopes (`sigma` None) of one data set."""
+
+    data: str
+    sigma: float | None
+    lines: list[list]
+
+
+def _groups(table: DataFrame) -> Iterator[Group]:
+    for (dataset, subset, sigma), part in table.groupby([*DATA, "sigma"]):
+        yield Group(f"{dataset} {subset}", sigma, [_line(run, run) for _, run in part.groupby("run", sort=False)])
+    for (dataset, subset), part in table.groupby(DATA):
+        methods = (method for _, method in part.groupby(METHOD, sort=False))
+        yield Group(f"{dataset} {subset}", None, [_line(envelope(method), method) for method in methods])
+
+
+def _line(shown: DataFrame, made_of: DataFrame) -> list:
+    """Rows ascending in radius with the accuracy as `text`: "–" for a 0 beyond the ceiling, that no votes can lift."""
+    reach, share = max(map(_ceiling, made_of.drop_duplicates("run").itertuples())), shown["certified_accuracy"]
+    text = share.map(_percent).where((share > 0) | (shown["radius"] <= reach), "–")
+    return list(shown.assign(text=text).itertuples())
+
+
+def _ceiling(row) -> float:
+    return stats.ceiling_radius(row.n, row.alpha, row.sigma)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def method_name(row) -> str:
+    """`name` or `name (variant)` of a row of `frame`."""
+    return f"{row.defense} ({row.variant})" if row.variant else row.defense
+
+
+def _signs(marks: str, form: int) -> str:
+    """Signs of a `marks` text: `form` 0 for Markdown, 1 for LaTeX."""
+    return "".join(dict.fromkeys(SIGNS.get(mark, ("¶", r"$^\P$"))[form] for mark in marks.split(", ") if mark))
+
+
+def _legend(table: DataFrame, form: int) -> list[str]:
+    used = sorted({mark for marks in table["marks"] for mark in marks.split(", ") if mark})
+    return [f"{_signs(m, form)} {SIGNS.get(m, (m, m, m))[2].translate((MD, TEX)[form])}" for m in used]
+
+
+def _protocol(table: DataFrame) -> str:
+    """What the rows share; values that differ are all listed here, and row by row in the notes."""
+    values = {column: ", ".join(map(str, table[column].unique())) for column in COLUMNS}
+    return ("data {dataset}; subset {subset}; n0 = {n0} selection draws; alpha = {alpha}; certifier {certifier} "
+            "({mode}); l2 radii in pixel units").format(**values)  # fmt: skip
+
+
+NOTES = """\
+- Accuracies: % of all recorded images whose class is right and whose certified radius is at least r. An abstention, a
+  wrong class or an error is not certified, at r = 0 neither. “–”: beyond the ceiling radius, 0 by construction.
+- Brackets: pointwise 95 % intervals over the images, Clopper–Pearson for accuracies, bootstrap for ACR. They do not
+  cover training; besides, each certificate may fail with probability alpha over its draws.
+- ACR: average certified radius = area under the curve. It depends on n and alpha through the ceiling radius and is
+  dominated by easy images: compare it only between rows of one protocol.
+- Envelope: at each radius the best of all runs of a method, its σ in parentheses (ties: the smaller). An oracle that
+  chooses on the test set, not one classifier; the interval of the winning row is pointwise and ignores the selection.
+- s/image: wall time on the machine of that run; not comparable between machines."""
+
+
+def render_markdown(table: DataFrame) -> str:
+    """The whole table as Markdown: protocol, one section per data set and sigma, envelopes, notes."""
+    text = ["# Certified accuracy", "", _protocol(table).translate(MD) + ".", ""]
+    for group in _groups(table):
+        oracle, columns = group.sigma is None, zip(*group.lines, strict=True)
+        head = [f"r = {column[0].radius:.10g}" for column in columns if any(cell.text != "–" for cell in column)]
+        body = [_md_line(line[: len(head)], oracle) for line in group.lines]
+        if not oracle:
+            head = ["N draws", "images", *head, "ACR", "abstained %", "NFE per draw", "s/image"]
+        title = "upper envelope over σ: an oracle, not one classifier" if oracle else f"σ = {group.sigma:g}"
+        text += [f"## {group.data.translate(MD)}, {title}", "", f"| defense | {' | '.join(head)} |"]
+        text += ["|---" + "|---:" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
+    text += ["## Notes", "", NOTES, *(f"- {note}" for note in _notes(table))]
+    return "\n".join(text) + "\n"
+
+
+def _md_line(line: list, oracle: bool) -> list[str]:
+    first, name = line[0], method_name(line[0]).translate(MD)
+    if oracle:
+        return [name, *(cell.text + _winner(cell, 0) for cell in line)]
+    cells = [c.text if c.text == "–" else f"{c.text} [{_percent(c.ci_low)}, {_percent(c.ci_high)}]" for c in line]
+    return [
+        name + _signs(first.marks, 0), f"{first.n:,}", str(first.images), *cells,
+        f"{first.acr:.3f} [{first.acr_low:.3f}, {first.acr_high:.3f}]", _percent(first.abstention),
+        f"{first.nfe:g}", f"{first.seconds_per_image:.3g}",
+    ]  # fmt: skip
+
+
+def _winner(cell, form: int) -> str:
+    """Sigma of the winning run of an envelope cell and the signs of that run."""
+    won = f" ({cell.sigma:g})" if cell.certified_accuracy > 0 else ""
+    return "" if cell.text == "–" else won + _signs(cell.marks, form)
+
+
+def _notes(table: DataFrame) -> Iterator[str]:
+    """Notes that depend on the runs: ceilings, evaluations, marks, errors, rows that differ from the others."""
+    runs = list(table.drop_duplicates("run").itertuples())
+    where = {row.run: f"{method_name(row)} at σ = {row.sigma:g} ({row.subset})".translate(MD) for row in runs}
+    limits = sorted({(row.sigma, row.n, row.alpha): _ceiling(row) for row in runs}.items())
+    listed = "; ".join(f"{r:.4f} at σ = {s:g}, n = {n:,}, alpha = {a:g}" for (s, n, a), r in limits)
+    yield f"Ceiling radius, the largest that n unanimous votes certify: {listed}."
+    calls = sorted({f"{method_name(row)}: {row.nfe_detail}".translate(MD) for row in runs if row.nfe_detail})
+    yield f"NFE per draw: network evaluations per noisy draw, counted. {'; '.join(calls) or 'None'}."
+    yield from _legend(table, 0)
+    for row in runs:
+        if row.errors:
+            yield f"Errors, counted as not certified: {row.errors} of {row.images} images, {where[row.run]}."
+    for _, part in table.drop_duplicates("run").groupby(DATA):
+        for column in ("images", "n", "n0", "alpha", "certifier", "mode"):
+            most = part[column].max()
+            others = [f"{getattr(row, column)}, {where[row.run]}" for row in part[part[column] != most].itertuples()]
+            if others:
+                yield f"Not the same {column} in all rows, compare with care: {most}, but {'; '.join(others)}."
+
+
+def render_latex(table: DataFrame) -> str:
+    r"""One booktabs tabular to `\input` into a table: groups per sigma and the envelopes, accuracies in percent.
+
+    Bold is the best of each column of a group as printed, ties all bold, if above 0; a partial row is never bold.
+    """
+    radii = [f"$r = {r:.10g}$" for r in sorted(table["radius"].unique())]
+    wide = rf"\multicolumn{{{len(radii) + 4}}}{{l}}"
+    text = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(radii) + 3)}}}", r"\toprule",
+            rf"{' & '.join(['defense', '$n$', 'images', *radii, 'ACR'])} \\"]  # fmt: skip
+    for group in _groups(table):
+        title = "envelope over $\\sigma$ (an oracle)" if group.sigma is None else f"$\\sigma = {group.sigma:g}$"
+        text += [r"\midrule", rf"{wide}{{{group.data.translate(TEX)}, {title}}} \\", *_tex_lines(group)]
+    footer = (rf"{wide}{{\footnotesize {note}}} \\" for note in (_protocol(table).translate(TEX), *_legend(table, 1)))
+    return "\n".join([*text, r"\bottomrule", *footer, r"\end{tabular}"]) + "\n"
+
+
+def _tex_lines(group: Group) -> Iterator[str]:
+    oracle = group.sigma is None
+    best = [max((cell.certified_accuracy for cell in column if not cell.partial), default=0.0)
+            for column in zip(*group.lines, strict=True)]  # fmt: skip
+    for line in group.lines:
+        first, cells = line[0], []
+        for cell, top in zip(line, best, strict=True):
+            bold = cell.text == _percent(top) != "0.0" and not cell.partial
+            text = rf"\textbf{{{cell.text}}}" if bold else cell.text.replace("–", "--")
+            cells.append(text + (_winner(cell, 1) if oracle else ""))
+        name, facts = method_name(first).translate(TEX), ["", "", *cells, ""]
+        if not oracle:
+            name, facts = name + _signs(first.marks, 1), [str(first.n), str(first.images), *cells, f"{first.acr:.3f}"]
+        yield rf"{' & '.join([name, *facts])} \\"
+
+
+def write(table: DataFrame, stem: str | Path) -> list[Path]:
+    """Write `<stem>.md`, `<stem>.csv` (the frame) and `<stem>.tex`; the same records give the same bytes."""
+    stem, csv = Path(stem), table.to_csv(index=False, lineterminator="\n")
+    texts = {".md": render_markdown(table), ".csv": csv, ".tex": render_latex(table)}
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, text in texts.items():
+            stem.with_name(stem.name + suffix).write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise DrbenchError(f"cannot write table {stem}: {error.strerror}; choose another folder with --out") from error
+    return [stem.with_name(stem.name + suffix) for suffix in texts]

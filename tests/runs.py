@@ -1,0 +1,67 @@
+"""Run folders with chosen votes, for tests that need records but no network. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drbench import record, stats
+from drbench.evidence import Evidence, Stage
+
+
+def make_run(
+    folder: Path,
+    hits: Sequence[int | None],
+    *,
+    defense: str = "rcm",
+    variant: str = "",
+    sigma: float = 0.5,
+    n: int = 1000,
+    n0: int = 100,
+    alpha: float = 0.001,
+    dataset: str = "digits",
+    subset: str = "test",
+    images: int | None = None,
+    nfe: dict[str, float] | None = None,
+    flags: Sequence[str] = (),
+    dirty: bool = False,
+    seconds: float = 0.5,
+) -> record.Run:
+    """Write a run folder as the runner would, and read it back.
+
+    Parameters
+    ----------
+    hits : sequence of int or None
+        For each image the estimation draws out of `n` that voted for its label 1 (the others for class 0); the
+        selection draws follow their majority, ties to class 0. None: the image failed and has no evidence.
+    images : int, optional
+        Size of the subset, by default `len(hits)`; more makes the run partial.
+    """
+    folder.mkdir(parents=True)
+    ids = list(range(len(hits) if images is None else images))
+    header = {
+        "schema": record.SCHEMA, "status": "started", "identity": "0" * 64, "title": "",
+        "data": {"name": dataset, "subset": subset, "images": len(ids), "sha256": "0" * 64, "ids": ids},
+        "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": dirty},
+        "engine": {"certifier": "gaussian", "version": stats.VERSIONS["gaussian"], "mode": "fixed", "sigma": sigma,
+                   "n0": n0, "n": n, "alpha": alpha, "block": 100, "seed": 0},
+        "defense": {"name": defense, "variant": variant, "nfe": {"classifier": 1.0} if nfe is None else nfe},
+        "flags": list(flags),
+    }  # fmt: skip
+    record.write_header(folder, header)
+    writer = record.Writer(folder)
+    for image_id, k in zip(ids, hits, strict=False):
+        evidence = None if k is None else Evidence((_stage(k, n, n0, sigma),))
+        certificate = evidence and stats.decide("gaussian", evidence, alpha)
+        error = "logits are not finite" if k is None else None
+        writer.write(record.Row(image_id, 1, evidence, certificate, seconds, {"classifier": n0 + n}, error))
+    writer.close()
+    run = record.read(folder)
+    status = "complete" if run.complete else "partial"
+    record.write_header(folder, header | {"status": status, "evidence_sha256": record.evidence_sha256(run)})
+    return record.read(folder)
+
+
+def _stage(k: int, n: int, n0: int, sigma: float) -> Stage:
+    votes = {c: count for c, count in ((0, n - k), (1, k)) if count}
+    return Stage(sigma, {int(2 * k > n): n0}, n0, votes, n)

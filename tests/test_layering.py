@@ -1,0 +1,146 @@
+"""Who may import whom, read from the source; and what must not load torch, seen in child processes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.runs import make_run
+
+ROOT = Path(__file__).parents[1]
+LEAVES = {"errors"}
+THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
+               "sklearn", "tqdm", "lpips", "torchvision", "pytest"}  # fmt: skip
+
+# module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
+MAY_IMPORT = {
+    "__init__": (set(), set()),
+    "__main__": ({"cli"}, set()),
+    "errors": (set(), set()),
+    "recipe": (LEAVES, set()),
+    "progress": (set(), {"tqdm"}),
+    "evidence": (LEAVES, set()),
+    "draws": (set(), {"torch", "numpy"}),
+    "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
+    "stats": (LEAVES | {"evidence"}, {"numpy", "scipy"}),
+    "record": (LEAVES | {"evidence", "stats"}, set()),
+    "registry": (LEAVES, set()),
+    "config": (LEAVES | {"recipe"}, {"omegaconf"}),
+    "weights": (LEAVES, {"yaml", "safetensors"}),
+    "tables": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "plots": (LEAVES | {"record", "stats", "tables"}, {"numpy", "pandas", "matplotlib"}),
+    "catalogue": (LEAVES | {"record", "registry", "weights"}, {"yaml", "omegaconf"}),
+    "cost": ({"api"}, {"torch"}),
+    "training": (LEAVES | {"recipe"}, {"torch"}),
+    "classifiers": ({"recipe", "training"}, {"torch"}),
+    "certifiers.": (LEAVES | {"api", "draws", "evidence", "stats", "certifiers"}, {"torch", "numpy"}),
+    "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
+    "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn"}),
+    "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
+                     {"torch", "numpy"}),
+    "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
+    "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
+    "notebook": ({"api", "build", "certifiers", "data", "stats", "weights"}, {"pandas", "torch", "omegaconf"}),
+    "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
+    "runner": ({"api", "build", "certifiers", "config", "cost", "data", "progress", "record", "stats", "weights"},
+               {"torch", "omegaconf"}),
+    "cli": (LEAVES | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "tables", "testing"},
+            set()),
+}  # fmt: skip
+METHODS = (LEAVES | {"api", "classifiers", "diffusion", "recipe", "training", "weights"},
+           {"torch", "numpy", "diffusers", "lpips"})  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module
+            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "drbench" else {base}
+    return found
+
+
+def rule(path: Path) -> tuple[set[str], set[str]]:
+    parts = path.relative_to(ROOT / "drbench").with_suffix("").parts
+    return MAY_IMPORT[parts[0] if len(parts) == 1 else f"{parts[0]}."]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "drbench").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_drbench_imports(path):
+    ours, others = rule(path)
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "drbench":
+            assert rest.partition(".")[0] in ours, f"{path.name} must not import {name}"
+        elif top in THIRD_PARTY | {"methods"}:
+            assert top in others, f"{path.name} must not import {name}"
+        else:
+            assert top in sys.stdlib_module_names, f"{path.name} imports {name}, which is in no rule"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "methods").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_methods_imports(path):
+    ours, others = METHODS
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "methods":
+            assert rest.split(".")[0] == path.parent.name, f"{path} must not import another method: {name}"
+        elif top == "drbench":
+            assert rest.partition(".")[0] in ours, (
+                f"{path} must not import {name}: a method cannot touch its certificate"
+            )
+        else:
+            assert top in others or top in sys.stdlib_module_names, f"{path} must not import {name}"
+
+
+def test_a_planted_import_is_caught(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "def f():\n    from drbench import runner\n    import torch.nn\n    from drbench.certifiers import engine\n"
+    )
+    assert imports(path) == {"drbench.runner", "torch.nn", "drbench.certifiers"}
+
+
+def test_unsafe_loading_is_nowhere():
+    """Every torch.load is weights_only; no pickle, eval, exec, yaml.load or shell."""
+    for path in [*(ROOT / "drbench").rglob("*.py"), *(ROOT / "methods").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"), (
+                f"{path}: {name}"
+            )
+            assert keywords.get("shell") != "True", f"{path}: shell=True"
+            if name == "torch.load":
+                assert keywords.get("weights_only") == "True", f"{path}: torch.load without weights_only=True"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["list"], ["show", "benchmarks/digits/denoised-one_shot.yaml"], ["status", "{run}"], ["verify", "{run}"],
+     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_verbs_without_torch(words, tmp_path):
+    run = make_run(tmp_path / "run", [990, 900, None, 400], sigma=0.25).folder
+    words = [word.format(run=run, out=tmp_path / "out") for word in words]
+    program = f"""
+import sys
+sys.argv = ["drbench", *{words!r}]
+from drbench.cli import main
+try:
+    code = main()
+except SystemExit as end:
+    code = end.code
+heavy = {{"torch", "diffusers", "lpips"}} & set(sys.modules)
+assert code in (0, None), code
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,258 @@
+"""Runs from the command line and from Python: resume after real kills, invariance, bad input, verification."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import drbench
+from drbench import config, record, runner
+from drbench.cli import main
+
+ROOT = Path(__file__).parents[1]
+UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
+SMALL = ["certify.sigma=0.25", "certify.n=300", "certify.n0=50", "data.subset=first12", "run.batch_rows=256"]
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def run(out, *overrides, file=UNDEFENDED, limit=None):
+    (folder,) = runner.run(config.load(file, [*SMALL, *overrides]), out, limit)
+    return record.read(folder)
+
+
+def evidence(found):
+    return {image_id: row.evidence for image_id, row in found.rows.items()}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    os.chdir(ROOT)
+    return run(tmp_path_factory.mktemp("reference"))
+
+
+def test_a_run_is_recorded_whole(reference):
+    header = reference.header
+    assert reference.complete and header["status"] == "complete" and reference.problems == ()
+    assert [row.id for row in reference.ordered()] == header["data"]["ids"] and len(reference.rows) == 12
+    assert header["engine"] == {"certifier": "gaussian", "version": 1, "mode": "fixed", "sigma": 0.25, "n0": 50,
+                                "n": 300, "alpha": 0.001, "block": 100, "seed": 0}  # fmt: skip
+    assert header["defense"]["nfe"] == {"classifier": 1.0}
+    assert header["cost"]["draws"] == 12 * 350
+    # the tail of the last batch is padded to the constant batch shape: 17 batches of 256 rows
+    assert header["cost"]["network_evaluations"] == {"classifier": 17 * 256}
+    assert header["cost"]["seconds"] > 0 and header["cost"]["rows_per_second"] > 0
+    assert set(header["environment"]["packages"]) >= {"torch", "numpy", "scipy"}
+    text = (reference.folder / "run.json").read_text() + (reference.folder / "config.yaml").read_text()
+    assert str(ROOT) not in text and os.uname().nodename not in text
+
+
+@pytest.mark.parametrize("change", ["run.batch_rows=64", "run.batch_rows=4096", "run.batch_rows=auto"])
+def test_batch_rows_change_nothing(reference, tmp_path, change):
+    assert evidence(run(tmp_path, change)) == evidence(reference)
+
+
+def test_reverse_order_changes_nothing(reference, tmp_path):
+    ids = tmp_path / "ids"
+    ids.write_text("\n".join(map(str, reversed(reference.wanted))))
+    found = run(tmp_path, f"data.subset=ids:{ids}")
+    assert found.wanted == reference.wanted[::-1] and evidence(found) == evidence(reference)
+
+
+def test_limit_is_partial_and_is_continued(reference, tmp_path):
+    part = run(tmp_path, limit=5)
+    assert len(part.rows) == 5 and part.marks[0] == "partial" and part.header["status"] == "partial"
+    assert record.verify(part) == []
+    whole = run(tmp_path)
+    assert whole.folder == part.folder and whole.complete and evidence(whole) == evidence(reference)
+    files = {path: path.read_bytes() for path in whole.folder.glob("rows*")}
+    assert len(files) == 2
+    again = run(tmp_path)  # nothing is left to do
+    assert {path: path.read_bytes() for path in again.folder.glob("rows*")} == files
+
+
+def test_resume_by_folder(reference, tmp_path):
+    part = run(tmp_path, limit=4)
+    assert main(["resume", str(part.folder)]) == 0
+    assert evidence(record.read(part.folder)) == evidence(reference)
+
+
+def _killed_runs(out, overrides, kills, rng):
+    """Start the command `kills` times, kill it at a random moment each time, then let it end."""
+    command = [sys.executable, "-m", "drbench", "run", str(UNDEFENDED), *overrides, "--out", str(out)]
+    acknowledged: set = set()
+    for _ in range(kills):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        folder = next(iter(out.rglob("run.json")), None)
+        start = time.monotonic()
+        while folder is None and process.poll() is None and time.monotonic() - start < 60:
+            time.sleep(0.01)
+            folder = next(iter(out.rglob("run.json")), None)
+        time.sleep(rng.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        rows = record.read(folder.parent).rows
+        assert acknowledged <= set(rows), "a recorded image was lost"
+        acknowledged = set(rows)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return record.read(Path(done.stdout.strip().splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_changes_nothing(tmp_path):
+    overrides = ["certify.sigma=0.25", "certify.n=20000", "data.subset=first40", "run.batch_rows=512", "run.threads=1"]
+    calm = runner.run(config.load(UNDEFENDED, overrides), tmp_path / "calm")
+    found = _killed_runs(tmp_path / "killed", overrides, 12, random.Random(0))
+    assert evidence(found) == evidence(record.read(calm[0]))
+    assert record.verify(found) == [] and found.complete
+    assert len(list(found.folder.glob("rows*"))) > 2, "no kill hit the middle of the work"
+
+
+def test_ctrl_c_keeps_what_was_recorded(tmp_path):
+    command = [sys.executable, "-m", "drbench", "run", str(UNDEFENDED), "certify.sigma=0.25", "certify.n=50000",
+               "run.batch_rows=512", "run.threads=1", "--out", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    start = time.monotonic()
+    while not list(tmp_path.rglob("rows*")) and time.monotonic() - start < 60:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    (folder,) = record.find([tmp_path])
+    found = record.read(folder)
+    assert found.rows and not found.complete and found.header["status"] == "partial"
+    assert main(["status", str(tmp_path)]) == 0
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["run", "benchmarks/digits/undefended.yaml", "defense.name=undefendet"], "did you mean 'undefended'"),
+        (["run", "benchmarks/digits/undefended.yaml", "certify.sgima=1"], "certify.sgima"),
+        (["run", "benchmarks/digits/undefended.yaml", "defense.args.widht=3"], "did you mean 'width'"),
+        (["run", "benchmarks/digits/undefended.yaml", "certify.sigma=0.3"], "declares sigmas (0, 0.125, 0.25, 0.5, 1)"),
+        (["run", "benchmarks/digits/undefended.yaml", "certify.n=9"], "expected n >= 10"),
+        (["run", "benchmarks/digits/undefended.yaml", "defense.checkpoint=[digits/clasifier]"], "did you mean 'digits/c"),
+        (["run", "benchmarks/digits/undefended.yaml", "defense.args.width=8"], "weights do not fit Undefended"),
+        (["run", "benchmarks/digits/undefended.yaml", "defense.args.num_classes=7", "defense.checkpoint=[]"],
+         "takes images (1, 8, 8) of 7 classes; digits has"),
+        (["run", "benchmarks/digits/undefended.yaml", "data.subset=first501"], "asks for 501 images, the split has 500"),
+        (["run", "benchmarks/digits/undefended.yaml", "data.name=cifar"], "unknown data set 'cifar'"),
+        (["run", "benchmarks/digits/undefended.yaml", "run.device=tpu"], "expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["run", "benchmarks/digits/undefended.yaml", "--out", "/proc/nowhere"], "choose a writable folder with --out"),
+        (["run", "benchmarks/digits/no.yaml"], "no benchmark file"),
+        (["run", "certify.n=10"], "expected at least one benchmark file"),
+        (["train", "benchmarks/digits/undefended.yaml"], "expected a benchmark file with a section 'train'"),
+        (["table", "nowhere"], "no such folder"),
+        (["status", "methods"], "no run folders at or below"),
+        (["check", "constnat"], "did you mean 'constant'"),
+    ],
+    ids=lambda value: " ".join(value[1:])[-40:] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_bad_input_is_explained(words, expected, capsys, tmp_path):
+    small = [] if words[0] != "run" else [*([] if "--out" in words else ["--out", str(tmp_path)]), "--limit", "2"]
+    assert main([*words, *small]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.startswith("drbench: ") and "Traceback" not in error
+
+
+def test_corrupted_weights_are_refused(tmp_path, monkeypatch, capsys):
+    source = ROOT / "benchmarks"
+    (tmp_path / "benchmarks" / "checkpoints" / "digits").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "checkpoints.yaml").write_bytes((source / "checkpoints.yaml").read_bytes())
+    weights = bytearray((source / "checkpoints" / "digits" / "classifier.safetensors").read_bytes())
+    weights[-5] ^= 64
+    (tmp_path / "benchmarks" / "checkpoints" / "digits" / "classifier.safetensors").write_bytes(weights)
+    monkeypatch.setenv("DRBENCH_HOME", str(tmp_path))
+    assert main(["run", str(UNDEFENDED), *SMALL, "--out", str(tmp_path / "out")]) == 2
+    assert "does not match the manifest" in capsys.readouterr().err
+
+
+class Unlucky(torch.nn.Module):
+    """Stands in for a network that overflows on some images."""
+
+    def forward(self, x):
+        logits = torch.stack([x.flatten(1).sum(1)] * 10, 1)
+        return logits.where(x.mean((1, 2, 3))[:, None] < 0.40, torch.inf)
+
+
+def test_nonfinite_logits_are_recorded_as_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr("methods.undefended.defense.SmallCNN", lambda *args: Unlucky())
+    found = run(tmp_path, "defense.checkpoint=[]")
+    errors = [row for row in found.ordered() if row.error]
+    assert 0 < len(errors) < 12 and found.complete
+    assert all("of 350 draws gave non-finite logits" in row.error and not row.correct for row in errors)
+    from drbench.tables import frame
+
+    table = frame([found])
+    assert set(table.errors) == {len(errors)} and set(table.images) == {12}
+    assert table.certified_accuracy.max() <= 1 - len(errors) / 12
+    assert record.verify(found) == []
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path, capsys):
+    found = run(tmp_path)
+    header = json.loads((found.folder / "run.json").read_text())
+    record.write_header(found.folder, header | {"identity": "0" * 64})
+    assert main(["run", str(UNDEFENDED), *SMALL, "--out", str(tmp_path)]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_verify_verb(tmp_path, capsys):
+    found = run(tmp_path)
+    assert main(["verify", str(tmp_path)]) == 0
+    path = next(found.folder.glob("rows*"))
+    content = path.read_bytes()
+    for change, expected in (
+        (content.replace(b'"label":', b'"lavel":', 1), "damaged line"),
+        (content.replace(b'"radius":0', b'"radius":1', 1), "damaged line"),
+        (b"".join(content.splitlines(keepends=True)[1:]), "1 of 12 images are missing"),
+    ):
+        assert change != content
+        path.write_bytes(change)
+        assert main(["verify", str(tmp_path)]) == 1
+        assert expected in capsys.readouterr().out
+    path.write_bytes(content)
+
+
+# ---- from Python --------------------------------------------------------------------------------------------------
+
+
+def test_three_lines_in_a_notebook(reference):
+    images = drbench.load_data("digits", subset="first12")
+    defense = drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    frame = drbench.certify(defense, images, sigma=0.25, n=300, n0=50)
+    for row in frame.itertuples():
+        certificate = reference.rows[row.id].certificate
+        assert (row.prediction, row.radius) == (certificate.prediction, certificate.radius)
+        assert row.label == reference.rows[row.id].label and row.correct == reference.rows[row.id].correct
+    pair = drbench.certify(defense, (images.x, images.y), sigma=0.25, n=300, n0=50)
+    assert pair.id.tolist() == list(range(12))
+    with pytest.raises(drbench.DrbenchError, match="expected n >= 10"):
+        drbench.certify(defense, images, sigma=0.25, n=5)
+    with pytest.raises(drbench.DrbenchError, match="declares sigmas"):
+        drbench.certify(defense, images, sigma=0.3)
+    with pytest.raises(drbench.DrbenchError, match=r"pixels in \[0, 1\]"):
+        drbench.certify(defense, (images.x * 255, images.y), sigma=0.25)
+
+
+def test_importing_drbench_is_light():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, drbench; assert not {'torch', 'numpy'} & set(sys.modules); drbench.Defense"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

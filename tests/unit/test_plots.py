@@ -1,0 +1,169 @@
+"""Radius curves: the files, and the drawn data against counts made by hand."""
+
+import os
+import struct
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drbench import plots, record, stats, tables
+from drbench.errors import DrbenchError
+from tests.runs import make_run
+
+N, ALPHA, ALL = 1000, 0.001, 1000
+
+
+@pytest.fixture
+def runs(tmp_path):
+    votes = {0.25: [ALL, ALL, 600, 0], 0.5: [ALL, 900, 0, 0]}
+    return [
+        make_run(tmp_path / "in" / f"{name}{sigma}", hits, defense=name, variant=variant, sigma=sigma)
+        for name, variant in (("rcm", ""), ("noise_augmented", "100%_$a$"), ("constant", ""))
+        for sigma, hits in votes.items()
+    ]
+
+
+def draw(runs):
+    """The figure's axes, in the order of the panels."""
+    return plots._draw(plots._curves(runs)).axes
+
+
+def texts_of(svg) -> list[str]:
+    return [
+        "".join(node.itertext()).strip() for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")
+    ]
+
+
+def test_files_are_valid_and_hold_all_titles_and_names(tmp_path, runs):
+    png, svg = plots.radius_curves(runs, tmp_path / "out" / "curves")
+    data = png.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
+    width, height = struct.unpack(">II", data[16:24])
+    assert 1400 <= width <= 1800 and 400 <= height <= 1200 and len(data) < 250_000
+    texts = texts_of(svg)
+    names = ("rcm", "constant", "noise_augmented (100%_$a$)")
+    for title in ("σ = 0.25", "σ = 0.5", "envelope over σ (an oracle)", *names):
+        assert texts.count(title) == 1
+    assert {"best at σ = 0.25", "best at σ = 0.5", "ceiling at σ = 0.5"} <= set(texts)
+    assert texts.count("ceiling for n = 1,000") == 2
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path, runs):
+    first = [path.read_bytes() for path in plots.radius_curves(runs, tmp_path / "a")]
+    again = [record.read(folder) for folder in record.find([tmp_path / "in"])][::-1]
+    second = [path.read_bytes() for path in plots.radius_curves(again, tmp_path / "b")]
+    assert first == second
+    assert b"<dc:date>" not in first[1] and str(tmp_path).encode() not in first[1]
+
+
+def drawn(axes, radius: float, line: int = 0) -> float:
+    """Height of a drawn left-continuous step curve (%)."""
+    x, y = axes.lines[line].get_data()
+    assert axes.lines[line].get_drawstyle() == "steps-pre"
+    return float(np.asarray(y)[np.searchsorted(x, radius, side="left")])
+
+
+def test_curves_step_exactly_at_the_certified_radii(tmp_path):
+    """4 images at sigma 0.5: radii 1.23, 0.55, 0.10, and a wrong one."""
+    run = make_run(tmp_path / "a", [ALL, 900, 600, 0], sigma=0.5)
+    axes = draw([run])[0]
+    radii = [stats.gaussian_radius(k, N, ALPHA, 0.5) for k in (600, 900, ALL)]
+    expected = [75.0, 50.0, 25.0]
+    for radius, share, after in zip(radii, expected, [50.0, 25.0, None], strict=True):
+        assert drawn(axes, radius) == share
+        assert after is None or drawn(axes, np.nextafter(radius, 9)) == after
+    x, y = axes.lines[0].get_data()
+    assert (x[-1], y[-1]) == (radii[-1], 0.0)  # falls to 0 at the ceiling and ends there
+    area = np.sum(np.diff(x) * np.asarray(y)[1:]) / 100
+    assert area == pytest.approx(tables.frame([run])["acr"].iat[0], rel=1e-12)
+    assert (np.diff(y) <= 0).all()
+
+
+def test_the_envelope_panel_is_the_best_of_both(runs):
+    mine = [run for run in runs if run.header["defense"]["name"] == "rcm"]
+    low, high, best = draw(mine)
+    for radius in (0.0, 0.05, 0.3, 0.5):
+        assert drawn(best, radius) == max(drawn(low, radius), drawn(high, radius))
+    top = stats.ceiling_radius(N, ALPHA, 0.25)
+    assert drawn(best, np.nextafter(top, 9)) == drawn(high, np.nextafter(top, 9)) == 25.0
+    symbols = {float(line.get_xdata()[0]): line.get_marker() for line in best.lines if line.get_marker() != "None"}
+    assert symbols == {0.0: "o", 0.25: "o", 0.5: "o", 0.75: "s", 1.0: "s"}
+
+
+def test_ceilings_are_drawn_at_the_ceiling_radius(runs):
+    axes = draw(runs)
+    limits = [stats.ceiling_radius(N, ALPHA, sigma) for sigma in (0.25, 0.5)]
+    dotted = [sorted(line.get_xdata()[0] for line in a.lines if line.get_linestyle() == ":") for a in axes]
+    assert dotted == [limits[:1], limits[1:], limits]
+    ends = [{line.get_xdata()[-1] for line in a.lines if line.get_drawstyle() == "steps-pre"} for a in axes]
+    assert ends == [{limits[0]}, {limits[1]}, {limits[1]}]
+
+
+def test_a_method_looks_the_same_in_all_panels_and_unlike_the_others(runs):
+    def looks(axes):
+        curves = [line for line in axes.lines if line.get_drawstyle() == "steps-pre"]
+        return [(line.get_color(), line.get_linestyle(), line._unscaled_dash_pattern) for line in curves]
+
+    first, *others = [looks(axes) for axes in draw(runs)]
+    assert len(first) == 3 and all(other == first for other in others)
+    assert len({colour for colour, *_ in first}) == 3 and len({str(dash) for *_, dash in first}) == 3
+
+
+def test_thirty_five_methods_have_different_lines(tmp_path):
+    many = tables.frame([make_run(tmp_path / str(i), [ALL], n=ALL, variant=f"{i:02}") for i in range(35)], radii=[0.0])
+    assert len({str(style) for style in plots._styles(many).values()}) == 35
+
+
+def test_bands_are_the_intervals(tmp_path):
+    axes = draw([make_run(tmp_path / "a", [ALL] * 8 + [0] * 2)])[0]
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    low, high = stats.interval(8, 10)
+    assert (heights.min(), heights.max()) == pytest.approx((100 * low, 100 * high))
+
+
+def test_marks_and_what_differs_are_in_the_legend(tmp_path):
+    whole = make_run(tmp_path / "a", [ALL, ALL], defense="whole")
+    half = make_run(tmp_path / "b", [ALL], images=2, n=2000, defense="half", dirty=True)
+    texts = texts_of(plots.radius_curves([whole, half], tmp_path / "p")[1])
+    assert "whole [n = 1,000; images = 2]" in texts
+    assert "half [n = 2,000; images = 1; dirty; partial]" in texts
+    assert "whole" in texts_of(plots.radius_curves([whole], tmp_path / "q")[1])
+
+
+def test_two_data_sets_get_panels_of_their_own(tmp_path):
+    runs = [make_run(tmp_path / "a", [ALL]), make_run(tmp_path / "b", [0, ALL], subset="test/first2")]
+    titles = [axes.get_title() for axes in draw(runs)]
+    assert titles == [
+        "digits test, σ = 0.5", "digits test, envelope over σ (an oracle)",
+        "digits test/first2, σ = 0.5", "digits test/first2, envelope over σ (an oracle)",
+    ]  # fmt: skip
+    assert [drawn(axes, 0.5) for axes in draw(runs)] == [100.0, 100.0, 50.0, 50.0]
+
+
+def test_nothing_to_draw_and_an_unwritable_place_are_errors(tmp_path):
+    with pytest.raises(DrbenchError, match="recorded image"):
+        plots.radius_curves([make_run(tmp_path / "a", [], images=1)], tmp_path / "p")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DrbenchError, match="cannot write plot"):
+        plots.radius_curves([make_run(tmp_path / "b", [ALL])], tmp_path / "file" / "p")
+
+
+def test_tables_and_plots_load_no_torch(tmp_path):
+    make_run(tmp_path / "runs" / "a" / "s", [ALL, 900])
+    code = (
+        "import sys; from drbench import plots, record, tables\n"
+        f"runs = [record.read(f) for f in record.find([{str(tmp_path)!r}])]\n"
+        f"tables.write(tables.frame(runs), {str(tmp_path / 't')!r})\n"
+        f"plots.radius_curves(runs, {str(tmp_path / 'p')!r})\n"
+        "print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(tables.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "t.md", "t.csv", "t.tex", "p.png", "p.svg"}
