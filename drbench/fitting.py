@@ -46,7 +46,11 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     }
     parts = [f"{child}." for child in defense.trained()]
     state = {key: value for key, value in defense.state_dict().items() if key.startswith(tuple(parts))}
-    return weights.write(name, state, facts)
+    written = weights.write(name, state, facts)
+    # A fit may keep one state per network, with a suffix; all are needed until the weights are written.
+    for saved in Path(recipe.state).parent.glob(f"{Path(recipe.state).name}*"):
+        saved.unlink()
+    return written
 
 
 def _fit(defense: Defense, images: Images, recipe: Recipe, title: str, device: torch.device) -> None:

@@ -126,6 +126,7 @@ SIGNS = {
     "partial": ("†", r"$^\dagger$", "partial: some images of the subset are missing"),
     "dirty": (r"\*", r"$^\ast$", "dirty: the code differed from its commit"),
     "weights as constructed": ("‡", r"$^\ddagger$", "weights as constructed: no checkpoint was given"),
+    "mixed code": ("#", r"$^\#$", "mixed code: resumed under another commit or version"),
     "damaged": ("§", r"$^\S$", "damaged: the run folder holds unreadable or contradicting lines"),
 }
 # what would change a table, escaped; underscores inside words are harmless in Markdown

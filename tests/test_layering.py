@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.runs import make_run
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +44,12 @@ MAY_IMPORT = {
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": ({"api", "build", "certifiers", "data", "stats", "weights"}, {"pandas", "torch", "omegaconf"}),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "runner": ({"api", "build", "certifiers", "config", "cost", "data", "progress", "record", "stats", "weights"},
-               {"torch", "omegaconf"}),
+    "header": ({"api", "cost", "data", "record", "stats", "weights"}, {"torch", "omegaconf"}),
+    "runner": (
+        LEAVES
+        | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "stats", "weights"},
+        {"torch", "omegaconf"},
+    ),
     "cli": (LEAVES | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "tables", "testing"},
             set()),
 }  # fmt: skip
@@ -123,7 +128,7 @@ def test_unsafe_loading_is_nowhere():
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["list"], ["show", "benchmarks/digits/denoised-one_shot.yaml"], ["status", "{run}"], ["verify", "{run}"],
+    [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"]],
     ids=lambda words: words[0],
 )  # fmt: skip

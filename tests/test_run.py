@@ -18,6 +18,7 @@ from drbench.cli import main
 
 ROOT = Path(__file__).parents[1]
 UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
+CONFIG = "benchmarks/digits/undefended.yaml"
 SMALL = ["certify.sigma=0.25", "certify.n=300", "certify.n0=50", "data.subset=first12", "run.batch_rows=256"]
 
 
@@ -52,7 +53,7 @@ def test_a_run_is_recorded_whole(reference):
     # the tail of the last batch is padded to the constant batch shape: 17 batches of 256 rows
     assert header["cost"]["network_evaluations"] == {"classifier": 17 * 256}
     assert header["cost"]["seconds"] > 0 and header["cost"]["rows_per_second"] > 0
-    assert set(header["environment"]["packages"]) >= {"torch", "numpy", "scipy"}
+    assert set(header["sessions"][0]["environment"]["packages"]) >= {"torch", "numpy", "scipy"}
     text = (reference.folder / "run.json").read_text() + (reference.folder / "config.yaml").read_text()
     assert str(ROOT) not in text and os.uname().nodename not in text
 
@@ -141,22 +142,22 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["run", "benchmarks/digits/undefended.yaml", "defense.name=undefendet"], "did you mean 'undefended'"),
-        (["run", "benchmarks/digits/undefended.yaml", "certify.sgima=1"], "certify.sgima"),
-        (["run", "benchmarks/digits/undefended.yaml", "defense.args.widht=3"], "did you mean 'width'"),
-        (["run", "benchmarks/digits/undefended.yaml", "certify.sigma=0.3"], "declares sigmas (0, 0.125, 0.25, 0.5, 1)"),
-        (["run", "benchmarks/digits/undefended.yaml", "certify.n=9"], "expected n >= 10"),
-        (["run", "benchmarks/digits/undefended.yaml", "defense.checkpoint=[digits/clasifier]"], "did you mean 'digits/c"),
-        (["run", "benchmarks/digits/undefended.yaml", "defense.args.width=8"], "weights do not fit Undefended"),
-        (["run", "benchmarks/digits/undefended.yaml", "defense.args.num_classes=7", "defense.checkpoint=[]"],
+        (["run", CONFIG, "defense.name=undefendet"], "did you mean 'undefended'"),
+        (["run", CONFIG, "certify.sgima=1"], "certify.sgima"),
+        (["run", CONFIG, "defense.args.widht=3"], "did you mean 'width'"),
+        (["run", CONFIG, "certify.sigma=0.3"], "declares sigmas (0, 0.125, 0.25, 0.5, 1)"),
+        (["run", CONFIG, "certify.n=9"], "expected n >= 10"),
+        (["run", CONFIG, "defense.checkpoint=[digits/clasifier]"], "did you mean 'digits/c"),
+        (["run", CONFIG, "defense.args.width=8"], "weights do not fit Undefended"),
+        (["run", CONFIG, "defense.args.num_classes=7", "defense.checkpoint=[]"],
          "takes images (1, 8, 8) of 7 classes; digits has"),
-        (["run", "benchmarks/digits/undefended.yaml", "data.subset=first501"], "asks for 501 images, the split has 500"),
-        (["run", "benchmarks/digits/undefended.yaml", "data.name=cifar"], "unknown data set 'cifar'"),
-        (["run", "benchmarks/digits/undefended.yaml", "run.device=tpu"], "expected auto, cpu, cuda or cuda:N, got 'tpu'"),
-        (["run", "benchmarks/digits/undefended.yaml", "--out", "/proc/nowhere"], "choose a writable folder with --out"),
+        (["run", CONFIG, "data.subset=first501"], "asks for 501 images, the split has 500"),
+        (["run", CONFIG, "data.name=cifar"], "unknown data set 'cifar'"),
+        (["run", CONFIG, "run.device=tpu"], "expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["run", CONFIG, "--out", "/proc/nowhere"], "choose a writable --out"),
         (["run", "benchmarks/digits/no.yaml"], "no benchmark file"),
         (["run", "certify.n=10"], "expected at least one benchmark file"),
-        (["train", "benchmarks/digits/undefended.yaml"], "expected a benchmark file with a section 'train'"),
+        (["train", CONFIG], "expected a benchmark file with a section 'train'"),
         (["table", "nowhere"], "no such folder"),
         (["status", "methods"], "no run folders at or below"),
         (["check", "constnat"], "did you mean 'constant'"),
@@ -252,7 +253,7 @@ def test_three_lines_in_a_notebook(reference):
 
 def test_importing_drbench_is_light():
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, drbench; assert not {'torch', 'numpy'} & set(sys.modules); drbench.Defense"],
+        [sys.executable, "-c", "import sys, drbench; assert not {'torch', 'numpy'} & {*sys.modules}; drbench.Defense"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

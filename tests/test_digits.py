@@ -1,0 +1,82 @@
+"""The shipped weights and the tracked results of the digits job are what the documents say."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import drbench
+from drbench import record, stats, tables, weights
+
+ROOT = Path(__file__).parents[1]
+FULL = ROOT / "results" / "digits" / "full"
+
+
+def test_shipped_weights_are_those_of_the_manifest():
+    entries = weights.manifest()
+    assert set(entries) == {"digits/classifier", "digits/denoiser", "digits/noise_augmented"}
+    for name, entry in entries.items():
+        found = weights.resolve(name)
+        assert found.path.stat().st_size == entry["bytes"] < 2**20
+        assert entry["validation"] and entry["command"].startswith("drbench train ") and "test" not in entry["data"]
+
+
+def test_clean_accuracy_of_the_classifier():
+    images = drbench.load_data("digits", "test")
+    defense = drbench.load_defense("undefended", images, "digits/classifier")
+    with torch.inference_mode():
+        right = defense.logits(images.x, 0.0, None).argmax(1).eq(images.y)
+    assert right.float().mean() >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, checkpoint, sigma, expected",
+    [
+        ("denoised", ["digits/classifier", "digits/denoiser"], 0.25, (0.97, 0.89, 0.64)),
+        ("denoised", ["digits/classifier", "digits/denoiser"], 0.5, (0.89, 0.73, 0.39)),
+        ("noise_augmented", "digits/noise_augmented", 0.25, (0.98, 0.86, 0.46)),
+        ("noise_augmented", "digits/noise_augmented", 0.5, (0.85, 0.66, 0.32)),
+    ],
+)
+def test_certified_accuracy_is_no_worse_than_a_first_prototype(name, checkpoint, sigma, expected):
+    """All 500 test images at N = 500, alpha = 0.001, r = 0, 0.25, 0.5."""
+    images = drbench.load_data("digits", "test")
+    defense = drbench.load_defense(name, images, checkpoint)
+    found = drbench.certify(defense, images, sigma, n=500, batch_rows=1024)
+    curve = stats.certified_accuracy(found.correct, found.radius, [0.0, 0.25, 0.5])
+    assert all(curve.accuracy >= expected), curve.accuracy
+
+
+def test_tracked_runs_verify():
+    folders = record.find([FULL / "runs"])
+    assert len(folders) == 18  # six rows, three noise levels
+    for folder in folders:
+        run = record.read(folder)
+        assert record.verify(run) == [] and run.complete and run.marks == [], folder
+        assert len(run.rows) == 500
+
+
+def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path):
+    frame = tables.frame([record.read(folder) for folder in record.find([FULL / "runs"])])
+    for path in tables.write(frame, tmp_path / "certified"):
+        assert path.read_text() == (FULL / path.name).read_text(), path.name
+
+
+def test_readme_quotes_the_results():
+    """Each accuracy in the README's table is that of results/digits/certified.csv.
+
+    A vote may flip in a rounding tie on another machine: one image of 100 is allowed.
+    """
+    table = pd.read_csv(ROOT / "results" / "digits" / "certified.csv", keep_default_na=False)
+    rows = re.findall(r"^\| (\w+)(?: \(([\w-]+)\))? \| ([\d.]+) \| ([\d,]+) \|(.*)\|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 12
+    for name, variant, sigma, n, cells in rows:
+        own = table[(table.defense == name) & (table.variant == variant) & (table.sigma == float(sigma))]
+        assert set(own.n) == {int(n.replace(",", ""))}
+        for radius, cell in zip((0.0, 0.25, 0.5, 0.75), cells.split("|")[:4], strict=True):
+            (wanted,) = own[own.radius == radius].certified_accuracy
+            got = 0.0 if cell.strip() == "–" else float(cell.split("[")[0])
+            assert abs(got - 100 * wanted) <= 1.0, (name, variant, sigma, radius)
