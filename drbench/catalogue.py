@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import record, registry, weights
+from drbench import config, record, registry, weights
 
 
 def defenses() -> str:
@@ -31,11 +30,8 @@ def _first_line(module: str) -> str:
 def configs() -> str:
     """Benchmark files of the project with their titles."""
     root = weights.home() / "benchmarks"
-    rows = []
-    for path in sorted(root.rglob("*.yaml")):
-        loaded = yaml.safe_load(path.read_text()) or {}
-        if "title" in loaded:
-            rows.append((str(path.relative_to(root.parent)), str(loaded["title"])))
+    files = [path for path in sorted(root.glob("*/**/*.yaml")) if not path.name.startswith("_")]
+    rows = [(str(path.relative_to(root.parent)), config.load(path)[0].title) for path in files]
     return _columns([("CONFIG", ""), *rows])
 
 

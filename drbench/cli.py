@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     except DrbenchError as error:
         print(f"drbench: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("drbench: interrupted; what was recorded is safe, the same command goes on", file=sys.stderr)
         return 130
@@ -166,12 +170,12 @@ def _status(args) -> None:
 
 
 def _verify(args) -> int:
-    from drbench import record
+    from drbench import record, verify
 
     failed = 0
     for folder in record.find(args.paths):
         run = record.read(folder)
-        found = record.verify(run)
+        found = verify.problems(run)
         failed += bool(found)
         verdict = "FAILED" if found else "partial" if not run.complete else "ok"
         print(f"{verdict:8}{folder}: {len(run.rows)} of {len(run.wanted)} images")

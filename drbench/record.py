@@ -1,4 +1,4 @@
-"""Run folders: what a run wrote down, crash-safe, and how it is read back and verified. No torch.
+"""Run folders: what a run wrote down, crash-safe, and how it is read back. No torch.
 
     config.yaml    the resolved config
     run.json       header: identity, code, packages, data, costs, status
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 import zlib
@@ -232,46 +231,3 @@ def evidence_sha256(run: Run) -> str:
         payload = (row.id, row.label, row.evidence and row.evidence.to_json(), row.error)
         digest.update(json.dumps(payload, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-# ---- verification -------------------------------------------------------------------------------------------------
-
-
-def verify(run: Run) -> list[str]:
-    """Everything that is wrong with a run: damaged or missing rows, certificates that evidence does not give."""
-    from drbench.stats import VERSIONS, decide
-
-    engine, found = run.header["engine"], [p for p in run.problems if "torn last line" not in p]
-    if engine["version"] != VERSIONS.get(engine["certifier"]):
-        found.append(
-            f"made by certifier {engine['certifier']} version {engine['version']}, this is "
-            f"version {VERSIONS.get(engine['certifier'])}"
-        )
-    for image_id in run.rows.keys() - set(run.wanted):
-        found.append(f"image {image_id}: not in the subset of this run")
-    for row in run.ordered():
-        if row.evidence is None:
-            found += [] if row.error else [f"image {row.id}: neither evidence nor an error"]
-            continue
-        drawn = [(stage.sigma, stage.n0, stage.n) for stage in row.evidence.stages]
-        if drawn != [(engine["sigma"], engine["n0"], engine["n"])]:
-            found.append(f"image {row.id}: evidence of other draws than the run's: {drawn}")
-        again = decide(engine["certifier"], row.evidence, engine["alpha"])
-        stored = row.certificate
-        if stored is None or stored.prediction != again.prediction or not _close(stored.radius, again.radius):
-            found.append(
-                f"image {row.id}: stored certificate {stored and (stored.prediction, stored.radius)} differs from "
-                f"{(again.prediction, again.radius)}, recomputed from the evidence"
-            )
-    missing = [image_id for image_id in run.wanted if image_id not in run.rows]
-    if missing and run.header["status"] == "complete":
-        found.append(f"{len(missing)} of {len(run.wanted)} images are missing, first: {missing[0]}")
-    expected = run.header.get("evidence_sha256")
-    if expected and expected != evidence_sha256(run):
-        found.append("evidence differs from what the run recorded when it ended (evidence_sha256)")
-    return found
-
-
-def _close(a: float, b: float) -> bool:
-    """Equal up to what another version of a special-function library may change."""
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)

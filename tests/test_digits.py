@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import drbench
-from drbench import record, stats, tables, weights
+from drbench import record, stats, tables, verify, weights
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
+DENOISED = ["digits/classifier", "digits/denoiser"]
 
 
 def test_shipped_weights_are_those_of_the_manifest():
@@ -31,12 +32,27 @@ def test_clean_accuracy_of_the_classifier():
     assert right.float().mean() >= 0.97
 
 
+@pytest.mark.parametrize("name, checkpoint", [("undefended", "digits/classifier"), ("denoised", DENOISED)])
+def test_votes_of_other_batch_sizes_differ_in_rounding_ties_only(name, checkpoint):
+    images = drbench.load_data("digits", subset="first16")
+    defense = drbench.load_defense(name, images, checkpoint)
+    z = images.x.repeat(256, 1, 1, 1) + 0.5 * drbench.Draws.seeded(0, 4096).randn(4096, 1, 8, 8)
+    with torch.inference_mode():
+        whole = defense.logits(z, 0.5, None)
+        for rows in (64, 999):
+            parts = torch.cat([defense.logits(part, 0.5, None) for part in z.split(rows)])
+            best, second = whole.topk(2).values.T
+            flipped = whole.argmax(1) != parts.argmax(1)
+            assert (whole - parts).abs().max() < 1e-3  # float32, logits up to about 50
+            assert flipped.sum() <= 2 and (best - second)[flipped].le(1e-3).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, checkpoint, sigma, expected",
     [
-        ("denoised", ["digits/classifier", "digits/denoiser"], 0.25, (0.97, 0.89, 0.64)),
-        ("denoised", ["digits/classifier", "digits/denoiser"], 0.5, (0.89, 0.73, 0.39)),
+        ("denoised", DENOISED, 0.25, (0.97, 0.89, 0.64)),
+        ("denoised", DENOISED, 0.5, (0.89, 0.73, 0.39)),
         ("noise_augmented", "digits/noise_augmented", 0.25, (0.98, 0.86, 0.46)),
         ("noise_augmented", "digits/noise_augmented", 0.5, (0.85, 0.66, 0.32)),
     ],
@@ -55,7 +71,7 @@ def test_tracked_runs_verify():
     assert len(folders) == 18  # six rows, three noise levels
     for folder in folders:
         run = record.read(folder)
-        assert record.verify(run) == [] and run.complete and run.marks == [], folder
+        assert verify.problems(run) == [] and run.complete and run.marks == [], folder
         assert len(run.rows) == 500
 
 
@@ -71,7 +87,9 @@ def test_readme_quotes_the_results():
     A vote may flip in a rounding tie on another machine: one image of 100 is allowed.
     """
     table = pd.read_csv(ROOT / "results" / "digits" / "certified.csv", keep_default_na=False)
-    rows = re.findall(r"^\| (\w+)(?: \(([\w-]+)\))? \| ([\d.]+) \| ([\d,]+) \|(.*)\|$", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (\w+)(?: \(([\w-]+)\))? \| ([\d.]+) \| ([\d,]+) \|(.*)\|$", (ROOT / "README.md").read_text(), re.M
+    )
     assert len(rows) == 12
     for name, variant, sigma, n, cells in rows:
         own = table[(table.defense == name) & (table.variant == variant) & (table.sigma == float(sigma))]

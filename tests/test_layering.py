@@ -25,13 +25,14 @@ MAY_IMPORT = {
     "draws": (set(), {"torch", "numpy"}),
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "stats": (LEAVES | {"evidence"}, {"numpy", "scipy"}),
-    "record": (LEAVES | {"evidence", "stats"}, set()),
+    "record": (LEAVES | {"evidence"}, set()),
+    "verify": ({"record", "stats"}, set()),
     "registry": (LEAVES, set()),
     "config": (LEAVES | {"recipe"}, {"omegaconf"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "tables": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
     "plots": (LEAVES | {"record", "stats", "tables"}, {"numpy", "pandas", "matplotlib"}),
-    "catalogue": (LEAVES | {"record", "registry", "weights"}, {"yaml", "omegaconf"}),
+    "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "training": (LEAVES | {"recipe"}, {"torch"}),
     "classifiers": ({"recipe", "training"}, {"torch"}),
@@ -50,8 +51,11 @@ MAY_IMPORT = {
         | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
-    "cli": (LEAVES | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "tables", "testing"},
-            set()),
+    "cli": (
+        LEAVES
+        | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "tables", "testing", "verify"},
+        set(),
+    ),
 }  # fmt: skip
 METHODS = (LEAVES | {"api", "classifiers", "diffusion", "recipe", "training", "weights"},
            {"torch", "numpy", "diffusers", "lpips"})  # fmt: skip

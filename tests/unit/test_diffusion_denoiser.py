@@ -15,15 +15,6 @@ from drbench.errors import DrbenchError
 ABAR = alphas_bar(cosine_betas(1000))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small gain nothing from threads, and lose a factor 20 to them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Zero(nn.Module):
     def forward(self, x, c_noise, labels):
         return torch.zeros_like(x)

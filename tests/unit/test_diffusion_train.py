@@ -9,15 +9,6 @@ from drbench.diffusion.precond import EDMDenoiser
 from drbench.diffusion.train import edm_loss, sigma_data_of
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small gain nothing from threads, and lose a factor 20 to them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 

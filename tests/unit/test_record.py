@@ -1,10 +1,12 @@
 """Rows and run folders: torn and damaged lines, duplicates, verification."""
 
+import errno
 import json
+import os
 
 import pytest
 
-from drbench import record
+from drbench import record, verify
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
 from drbench.record import Row, Writer, decode, encode
@@ -56,7 +58,7 @@ def test_round_trip(tmp_path):
     assert run.complete and run.problems == () and run.marks == []
     assert [one.correct for one in rows] == [True, False, False]
     assert rows[1].radius == 0.0 and rows[2].radius == 0.0
-    assert record.verify(run) == []
+    assert verify.problems(run) == []
 
 
 def test_line_checks():
@@ -87,7 +89,7 @@ def test_every_flipped_byte_is_found(tmp_path):
     whole = path.read_bytes()
     for at in range(0, len(whole), 7):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        assert record.verify(record.read(folder)), f"byte {at}"
+        assert verify.problems(record.read(folder)), f"byte {at}"
 
 
 def rewrite(path, change):
@@ -115,14 +117,14 @@ def rewrite(path, change):
 def test_forged_rows_are_found(tmp_path, change, found):
     folder, path = make(tmp_path / "run", [row(0), row(1), row(2)])
     rewrite(path, change)
-    assert any(found in problem for problem in record.verify(record.read(folder)))
+    assert any(found in problem for problem in verify.problems(record.read(folder)))
 
 
 def test_missing_image_is_found(tmp_path):
     folder, path = make(tmp_path / "run", [row(0), row(1), row(2)])
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[2])
-    assert any("1 of 3 images are missing, first: 1" in problem for problem in record.verify(record.read(folder)))
+    assert any("1 of 3 images are missing, first: 1" in problem for problem in verify.problems(record.read(folder)))
 
 
 def test_duplicates(tmp_path):
@@ -161,3 +163,20 @@ def test_evidence_hash_ignores_seconds_and_order(tmp_path):
     c, _ = make(tmp_path / "c", [row(0), row(1), row(2, hits=96)])
     hashes = [record.evidence_sha256(record.read(folder)) for folder in (a, b, c)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    folder, _ = make(tmp_path / "run", [row(0), row(1)], status="partial")
+    writer, real = Writer(folder), os.write
+    monkeypatch.setattr("drbench.record.os.write", lambda file, line: real(file, line[:40]))
+    with pytest.raises(DrbenchError, match=r"disk full after 40 of \d+ bytes .* already written are safe"):
+        writer.write(row(2))
+
+    def refuse(file, line):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("drbench.record.os.write", refuse)
+    with pytest.raises(DrbenchError, match="No space left on device; rows already written are safe"):
+        Writer(folder).write(row(2))
+    found = record.read(folder)
+    assert set(found.rows) == {0, 1} and all("torn last line" in problem for problem in found.problems)
