@@ -185,9 +185,9 @@ def _verify(args) -> int:
 
 
 def _table(args) -> None:
-    from drbench import record, tables
+    from drbench import record, summary, tables
 
-    frame = tables.frame([record.read(folder) for folder in record.find(args.paths)])
+    frame = summary.frame([record.read(folder) for folder in record.find(args.paths)])
     if args.out is None:
         print(tables.render_markdown(frame))
     else:

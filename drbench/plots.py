@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from drbench import stats, tables
+from drbench import stats, summary
 from drbench.errors import DrbenchError
 from drbench.record import Run
-from drbench.tables import DATA, METHOD
+from drbench.summary import DATA, METHOD
 
 # Okabe and Ito 2008 without its yellow, which is lost on white; 7 colours and 5 dashes give 35 different lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -56,21 +56,21 @@ def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 
 
 def _curves(runs: Sequence[Run]) -> DataFrame:
-    """`tables.frame` at every radius where a curve of the same method steps, and at the quarters."""
+    """`summary.frame` at every radius where a curve of the same method steps, and at the quarters."""
     methods: dict[tuple, list[Run]] = {}
     for run in runs:
         if any(run.ordered()):
             data, defense = run.header["data"], run.header["defense"]
             methods.setdefault((data["name"], data["subset"], defense["name"], defense["variant"]), []).append(run)
-    order = tables.frame(runs, radii=[0.0])[[*DATA, *METHOD]].drop_duplicates().itertuples(index=False, name=None)
-    return pd.concat([tables.frame(methods[key], radii=_steps(methods[key])) for key in order], ignore_index=True)
+    order = summary.frame(runs, radii=[0.0])[[*DATA, *METHOD]].drop_duplicates().itertuples(index=False, name=None)
+    return pd.concat([summary.frame(methods[key], radii=_steps(methods[key])) for key in order], ignore_index=True)
 
 
 def _steps(runs: Sequence[Run]) -> np.ndarray:
     engines = [run.header["engine"] for run in runs]
     ceilings = [stats.ceiling_radius(engine["n"], engine["alpha"], engine["sigma"]) for engine in engines]
     quarters = np.arange(math.floor(4 * max(ceilings)) + 1) / 4
-    steps = [found.radius[found.correct] for found in map(tables.certified, runs)]
+    steps = [found.radius[found.correct] for found in map(summary.certified, runs)]
     return np.unique(np.concatenate([quarters, ceilings, *steps]))
 
 
@@ -93,7 +93,7 @@ def _panels(curves: DataFrame) -> list[Panel]:
             lines = [line[line["radius"] <= _ceiling(line)] for _, line in level.groupby("run", sort=False)]
             panels.append(Panel(f"{prefix}σ = {sigma:g}", lines, ceilings, False))
             limits[max(ceilings)] = f"ceiling at σ = {sigma:g}"
-        methods = (tables.envelope(line) for _, line in part.groupby(METHOD, sort=False))
+        methods = (summary.envelope(line) for _, line in part.groupby(METHOD, sort=False))
         lines = [line[line["radius"] <= max(limits)] for line in methods]
         panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, True))
     return panels
@@ -164,7 +164,7 @@ def _label(part: DataFrame, curves: DataFrame) -> str:
     """Name of a method, in brackets what is not the same in all runs of the figure, and its marks."""
     facts = [f"{column} = {_values(part, column)}" for column in ("n", "images") if curves[column].nunique() > 1]
     facts += sorted({mark for marks in part["marks"] for mark in marks.split(", ") if mark})
-    name = tables.method_name(next(part.itertuples()))
+    name = summary.method_name(next(part.itertuples()))
     return f"{name} [{'; '.join(facts)}]" if facts else name
 
 

@@ -1,125 +1,15 @@
-"""Tables from run folders: a tidy frame, the envelope over sigma, and both as Markdown, LaTeX and CSV. No torch.
-
-Certificates are recomputed from the stored evidence, never taken from the rows. All recorded images are in every
-denominator: an abstention, a wrong class and an error are not certified, at radius 0 neither.
-"""
+"""Tables as Markdown, LaTeX and CSV, from the frame of `drbench.summary`. No torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
 from pandas import DataFrame
 
-from drbench import stats
 from drbench.errors import DrbenchError
-from drbench.evidence import ABSTAIN
-from drbench.record import Run
-
-DATA, METHOD = ["dataset", "subset"], ["defense", "variant"]
-COLUMNS = [
-    *DATA, *METHOD, "certifier", "mode", "sigma", "n0", "n", "alpha", "images", "radius", "certified_accuracy",
-    "ci_low", "ci_high", "acr", "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail",
-    "seconds_per_image", "partial", "marks", "run",
-]  # fmt: skip
-FLOORS = ("constant", "undefended")  # listed first: what every other row has to beat
-
-
-def certified(run: Run) -> DataFrame:
-    """Certificates recomputed from the evidence: one row per recorded image, in the order of the subset.
-
-    Columns: correct, radius (l2, pixel units), abstained, error (no evidence: neither correct nor an abstention).
-    """
-    engine, rows = run.header["engine"], []
-    for row in run.ordered():
-        found = row.evidence and stats.decide(engine["certifier"], row.evidence, engine["alpha"])
-        prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
-        rows.append((prediction == row.label, radius, prediction == ABSTAIN, found is None))
-    return DataFrame(rows, columns=["correct", "radius", "abstained", "error"])
-
-
-def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFrame:
-    """One row per run and radius, in a stable order: data, floors first, then by name, sigma and draws.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-        Runs without any recorded image are left out.
-    radii : sequence of float, optional
-        l2 radii in pixel units; compared as float64, never rounded. By default 0, 0.25, ... up to the largest ceiling
-        radius of the runs, at least to 1.
-
-    Returns
-    -------
-    DataFrame
-        Columns `COLUMNS`. Accuracies and abstention are shares in [0, 1] of the recorded images; `ci_*` is the
-        pointwise 95 % Clopper-Pearson interval, `acr_*` the 95 % bootstrap interval of the average certified radius.
-    """
-    runs = sorted((run for run in runs if any(run.ordered())), key=_position)
-    if not runs:
-        raise DrbenchError("expected a run with a recorded image, got none; start or go on with `drbench run`")
-    places = [_place(run) for run in runs]
-    if len(set(places)) < len(places):
-        raise DrbenchError(f"expected each run once, {max(places, key=places.count)} came twice; leave one out")
-    if radii is None:
-        reach = (stats.ceiling_radius(e["n"], e["alpha"], e["sigma"]) for e in (run.header["engine"] for run in runs))
-        radii = np.arange(math.floor(4 * max(1.0, *reach)) + 1) / 4  # quarters are exact in binary
-    grid = np.unique(np.asarray(radii, float))
-    if not len(grid) or not np.all((grid >= 0) & np.isfinite(grid)):
-        raise DrbenchError(f"expected finite radii >= 0 in pixel units, got {grid.tolist()}")
-    return pd.concat([_frame_of(run, grid) for run in runs], ignore_index=True)
-
-
-def _position(run: Run) -> tuple:
-    data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
-    rank = FLOORS.index(defense["name"]) if defense["name"] in FLOORS else len(FLOORS)
-    name = data["name"], data["subset"], rank, defense["name"], defense["variant"]
-    return *name, engine["sigma"], engine["n"], _place(run)
-
-
-def _place(run: Run) -> str:
-    """Folder below `runs/`, else its own name: never an absolute path, which would name a machine or a user."""
-    parts = run.folder.resolve().parts
-    return "/".join(parts[-2:]) if parts[-3:-2] == ("runs",) else parts[-1]
-
-
-def _frame_of(run: Run, radii: np.ndarray) -> DataFrame:
-    data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
-    found, rows = certified(run), list(run.ordered())
-    damaged = any("torn last line" not in problem for problem in run.problems)
-    marks = run.marks + [flag.partition(":")[0] for flag in run.header["flags"]] + ["damaged"] * damaged
-    curve = stats.certified_accuracy(found.correct, found.radius, radii)
-    acr_low, acr_high = stats.bootstrap_mean(found.radius.where(found.correct, 0.0))
-    facts = {key: engine[key] for key in ("certifier", "mode", "sigma", "n0", "n", "alpha")} | {
-        "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],
-        "radius": curve.radii, "certified_accuracy": curve.accuracy, "ci_low": curve.low, "ci_high": curve.high,
-        "acr": stats.average_certified_radius(found.correct, found.radius), "acr_low": acr_low, "acr_high": acr_high,
-        "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()),
-        "images": len(rows), "nfe": float(sum(defense["nfe"].values())),
-        "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
-        "seconds_per_image": sum(row.seconds for row in rows) / len(rows),
-        "partial": not run.complete, "marks": ", ".join(marks), "run": _place(run),
-    }  # fmt: skip
-    return DataFrame(facts)[COLUMNS]
-
-
-def envelope(table: DataFrame) -> DataFrame:
-    """Upper envelope over sigma: for each method and radius, the numbers of the run that certifies most.
-
-    An oracle that looks at the test set, not one classifier: the interval is that of the winner, pointwise, and ignores
-    the selection. Ties go to the smaller sigma; where nothing is certified `sigma` is NaN.
-    """
-    table = table.assign(place=table.groupby([*DATA, *METHOD], sort=False).ngroup())  # keeps the order of methods
-    best = table.sort_values(["certified_accuracy", "sigma"], ascending=[False, True], kind="stable")
-    best = best.drop_duplicates(["place", "radius"]).sort_values(["place", "radius"])
-    best["sigma"] = best["sigma"].where(best["certified_accuracy"] > 0)
-    kept = ["radius", "certified_accuracy", "ci_low", "ci_high", "sigma", "n", "images", "partial", "marks", "run"]
-    return best[[*DATA, *METHOD, *kept]].reset_index(drop=True)
-
+from drbench.summary import COLUMNS, DATA, METHOD, ceiling, envelope, method_name
 
 # mark -> sign in Markdown, sign in LaTeX, meaning; any other flag of a run speaks for itself
 SIGNS = {
@@ -154,22 +44,13 @@ def _groups(table: DataFrame) -> Iterator[Group]:
 
 def _line(shown: DataFrame, made_of: DataFrame) -> list:
     """Rows ascending in radius with the accuracy as `text`: "–" for a 0 beyond the ceiling, that no votes can lift."""
-    reach, share = max(map(_ceiling, made_of.drop_duplicates("run").itertuples())), shown["certified_accuracy"]
+    reach, share = max(map(ceiling, made_of.drop_duplicates("run").itertuples())), shown["certified_accuracy"]
     text = share.map(_percent).where((share > 0) | (shown["radius"] <= reach), "–")
     return list(shown.assign(text=text).itertuples())
 
 
-def _ceiling(row) -> float:
-    return stats.ceiling_radius(row.n, row.alpha, row.sigma)
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def method_name(row) -> str:
-    """`name` or `name (variant)` of a row of `frame`."""
-    return f"{row.defense} ({row.variant})" if row.variant else row.defense
 
 
 def _signs(marks: str, form: int) -> str:
@@ -239,7 +120,7 @@ def _notes(table: DataFrame) -> Iterator[str]:
     """Notes that depend on the runs: ceilings, evaluations, marks, errors, rows that differ from the others."""
     runs = list(table.drop_duplicates("run").itertuples())
     where = {row.run: f"{method_name(row)} at σ = {row.sigma:g} ({row.subset})".translate(MD) for row in runs}
-    limits = sorted({(row.sigma, row.n, row.alpha): _ceiling(row) for row in runs}.items())
+    limits = sorted({(row.sigma, row.n, row.alpha): ceiling(row) for row in runs}.items())
     listed = "; ".join(f"{r:.4f} at σ = {s:g}, n = {n:,}, alpha = {a:g}" for (s, n, a), r in limits)
     yield f"Ceiling radius, the largest that n unanimous votes certify: {listed}."
     calls = sorted({f"{method_name(row)}: {row.nfe_detail}".translate(MD) for row in runs if row.nfe_detail})

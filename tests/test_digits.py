@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import drbench
-from drbench import record, stats, tables, verify, weights
+from drbench import record, stats, summary, tables, verify, weights
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
@@ -76,7 +76,7 @@ def test_tracked_runs_verify():
 
 
 def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path):
-    frame = tables.frame([record.read(folder) for folder in record.find([FULL / "runs"])])
+    frame = summary.frame([record.read(folder) for folder in record.find([FULL / "runs"])])
     for path in tables.write(frame, tmp_path / "certified"):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
 

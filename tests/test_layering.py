@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "registry": (LEAVES, set()),
     "config": (LEAVES | {"recipe"}, {"omegaconf"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
-    "tables": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
-    "plots": (LEAVES | {"record", "stats", "tables"}, {"numpy", "pandas", "matplotlib"}),
+    "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "tables": (LEAVES | {"summary"}, {"pandas"}),
+    "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "training": (LEAVES | {"recipe"}, {"torch"}),
@@ -53,7 +54,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "tables", "testing", "verify"},
+        | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "summary", "tables", "testing"}
+        | {"verify"},
         set(),
     ),
 }  # fmt: skip

@@ -203,7 +203,7 @@ def test_nonfinite_logits_are_recorded_as_errors(tmp_path, monkeypatch):
     errors = [row for row in found.ordered() if row.error]
     assert 0 < len(errors) < 12 and found.complete
     assert all("of 350 draws gave non-finite logits" in row.error and not row.correct for row in errors)
-    from drbench.tables import frame
+    from drbench.summary import frame
 
     table = frame([found])
     assert set(table.errors) == {len(errors)} and set(table.images) == {12}

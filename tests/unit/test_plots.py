@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drbench import plots, record, stats, tables
+from drbench import plots, record, stats, summary
 from drbench.errors import DrbenchError
 from tests.runs import make_run
 
@@ -80,7 +80,7 @@ def test_curves_step_exactly_at_the_certified_radii(tmp_path):
     x, y = axes.lines[0].get_data()
     assert (x[-1], y[-1]) == (radii[-1], 0.0)  # falls to 0 at the ceiling and ends there
     area = np.sum(np.diff(x) * np.asarray(y)[1:]) / 100
-    assert area == pytest.approx(tables.frame([run])["acr"].iat[0], rel=1e-12)
+    assert area == pytest.approx(summary.frame([run])["acr"].iat[0], rel=1e-12)
     assert (np.diff(y) <= 0).all()
 
 
@@ -115,7 +115,7 @@ def test_a_method_looks_the_same_in_all_panels_and_unlike_the_others(runs):
 
 
 def test_thirty_five_methods_have_different_lines(tmp_path):
-    many = tables.frame([make_run(tmp_path / str(i), [ALL], n=ALL, variant=f"{i:02}") for i in range(35)], radii=[0.0])
+    many = summary.frame([make_run(tmp_path / str(i), [ALL], n=ALL, variant=f"{i:02}") for i in range(35)], radii=[0.0])
     assert len({str(style) for style in plots._styles(many).values()}) == 35
 
 
@@ -157,13 +157,13 @@ def test_nothing_to_draw_and_an_unwritable_place_are_errors(tmp_path):
 def test_tables_and_plots_load_no_torch(tmp_path):
     make_run(tmp_path / "runs" / "a" / "s", [ALL, 900])
     code = (
-        "import sys; from drbench import plots, record, tables\n"
+        "import sys; from drbench import plots, record, summary, tables\n"
         f"runs = [record.read(f) for f in record.find([{str(tmp_path)!r}])]\n"
-        f"tables.write(tables.frame(runs), {str(tmp_path / 't')!r})\n"
+        f"tables.write(summary.frame(runs), {str(tmp_path / 't')!r})\n"
         f"plots.radius_curves(runs, {str(tmp_path / 'p')!r})\n"
         "print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(tables.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(summary.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "t.md", "t.csv", "t.tex", "p.png", "p.svg"}

@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drbench import record, stats, tables
+from drbench import record, stats, summary, tables
 from drbench.errors import DrbenchError
+from drbench.evidence import Evidence, Stage
 from tests.runs import make_run
 
 N, ALPHA = 1000, 0.001
 WRONG, ABSTAINS, ALL = 0, 500, N
 ORDER = [
     "dataset", "subset", "defense", "variant", "certifier", "mode", "sigma", "n0", "n", "alpha", "images", "radius",
-    "certified_accuracy", "ci_low", "ci_high", "acr", "acr_low", "acr_high", "abstention", "errors", "nfe",
-    "nfe_detail", "seconds_per_image", "partial", "marks", "run",
+    "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass", "acr", "acr_low", "acr_high",
+    "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "partial", "marks", "run",
 ]  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def at(table: pd.DataFrame, radius: float, column: str = "certified_accuracy"):
 def test_certified_accuracy_by_hand(tmp_path):
     """5 images at sigma 0.5: two unanimous (radius 1.23), one at 900 of 1000 votes (0.55), one wrong, one abstains."""
     run = make_run(tmp_path / "a", [ALL, ALL, 900, WRONG, ABSTAINS], sigma=0.5)
-    table = tables.frame([run], radii=[0, 0.5, 0.75, 1.0, 1.25])
+    table = summary.frame([run], radii=[0, 0.5, 0.75, 1.0, 1.25])
     assert table["certified_accuracy"].tolist() == [0.6, 0.6, 0.4, 0.4, 0.0]
     # Clopper-Pearson limits of 3 of 5, from the beta distribution
     assert at(table, 0, "ci_low") == pytest.approx(0.146633, abs=1e-6)
@@ -43,18 +44,18 @@ def test_certified_accuracy_by_hand(tmp_path):
 
 def test_an_abstention_is_wrong_at_radius_zero_too(tmp_path):
     run = make_run(tmp_path / "a", [ABSTAINS, ABSTAINS])
-    assert at(tables.frame([run]), 0.0) == 0.0
-    assert at(tables.frame([run]), 0.0, "abstention") == 1.0
+    assert at(summary.frame([run]), 0.0) == 0.0
+    assert at(summary.frame([run]), 0.0, "abstention") == 1.0
 
 
 def test_a_wrong_image_with_a_large_radius_is_not_certified(tmp_path):
     run = make_run(tmp_path / "a", [WRONG])
-    assert tables.certified(run)["radius"].item() == ceiling(0.5)
-    assert at(tables.frame([run]), 0.0) == 0.0 and at(tables.frame([run]), 0.0, "acr") == 0.0
+    assert summary.certified(run)["radius"].item() == ceiling(0.5)
+    assert at(summary.frame([run]), 0.0) == 0.0 and at(summary.frame([run]), 0.0, "acr") == 0.0
 
 
 def test_errors_count_as_not_certified_and_not_as_abstentions(tmp_path):
-    table = tables.frame([make_run(tmp_path / "a", [ALL, None, None, ABSTAINS])])
+    table = summary.frame([make_run(tmp_path / "a", [ALL, None, None, ABSTAINS])])
     assert at(table, 0.0) == 0.25
     assert at(table, 0.0, "errors") == 2 and at(table, 0.0, "abstention") == 0.25 and at(table, 0.0, "images") == 4
     assert "Errors, counted as not certified: 2 of 4 images, rcm at σ = 0.5" in tables.render_markdown(table)
@@ -63,21 +64,21 @@ def test_errors_count_as_not_certified_and_not_as_abstentions(tmp_path):
 def test_radius_just_below_a_column_does_not_count_there(tmp_path):
     """A radius of 0.4995, which 0.500 would stand for if radii were stored with three decimals."""
     sigma = 0.4995 / stats.gaussian_radius(900, N, ALPHA, 1.0)
-    table = tables.frame([make_run(tmp_path / "a", [900], sigma=sigma)], radii=[0.499, 0.5])
+    table = summary.frame([make_run(tmp_path / "a", [900], sigma=sigma)], radii=[0.499, 0.5])
     assert table["certified_accuracy"].tolist() == [1.0, 0.0]
 
 
 def test_a_radius_equal_to_the_column_counts(tmp_path):
     radius = stats.gaussian_radius(900, N, ALPHA, 0.5)
-    table = tables.frame([make_run(tmp_path / "a", [900])], radii=[radius, np.nextafter(radius, 9)])
+    table = summary.frame([make_run(tmp_path / "a", [900])], radii=[radius, np.nextafter(radius, 9)])
     assert table["certified_accuracy"].tolist() == [1.0, 0.0]
 
 
 def test_area_under_the_curve_is_the_acr_and_the_curve_never_rises(tmp_path):
     hits = np.random.default_rng(0).integers(300, N + 1, 40).tolist()
     run = make_run(tmp_path / "a", hits)
-    steps = np.unique(np.r_[0.0, tables.certified(run)["radius"]])
-    table = tables.frame([run], radii=steps)
+    steps = np.unique(np.r_[0.0, summary.certified(run)["radius"]])
+    table = summary.frame([run], radii=steps)
     share = table["certified_accuracy"].to_numpy()
     acr = table["acr"].iat[0]
     assert np.sum(np.diff(steps) * share[1:]) == pytest.approx(acr, rel=1e-12) and acr > 0.1
@@ -93,51 +94,51 @@ def test_certificates_are_recomputed_never_read(tmp_path):
     path.write_bytes(record.encode(payload))
     forged = record.read(tmp_path / "a")
     assert next(forged.ordered()).radius == 99.0
-    assert tables.frame([forged]).equals(tables.frame([run]))
+    assert summary.frame([forged]).equals(summary.frame([run]))
 
 
 def test_cost_columns(tmp_path):
     run = make_run(tmp_path / "a", [ALL, ALL], nfe={"denoiser": 9.0, "classifier": 1.0}, seconds=1.5)
-    first = tables.frame([run]).iloc[0]
+    first = summary.frame([run]).iloc[0]
     assert first[["nfe", "nfe_detail", "seconds_per_image"]].tolist() == [10, "denoiser 9 + classifier 1", 1.5]
 
 
 def test_default_radii_are_exact_quarters_up_to_the_largest_ceiling(tmp_path):
     small, large = make_run(tmp_path / "a", [ALL], sigma=0.25), make_run(tmp_path / "b", [ALL], sigma=1.0)
-    assert sorted(set(tables.frame([small])["radius"])) == [0, 0.25, 0.5, 0.75, 1.0]
-    assert sorted(set(tables.frame([small, large])["radius"])) == [i / 4 for i in range(10)]
+    assert sorted(set(summary.frame([small])["radius"])) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert sorted(set(summary.frame([small, large])["radius"])) == [i / 4 for i in range(10)]
     assert 2.25 <= ceiling(1.0) < 2.5
 
 
 def test_runs_without_rows_are_left_out_and_alone_are_an_error(tmp_path):
     empty, full = make_run(tmp_path / "a", [], images=3), make_run(tmp_path / "b", [ALL])
-    assert set(tables.frame([empty, full])["run"]) == {"b"}
+    assert set(summary.frame([empty, full])["run"]) == {"b"}
     with pytest.raises(DrbenchError, match="recorded image"):
-        tables.frame([empty])
+        summary.frame([empty])
 
 
 @pytest.mark.parametrize("radii", [[], [-0.1], [math.nan], [math.inf]])
 def test_radii_that_are_none_are_refused(tmp_path, radii):
     with pytest.raises(DrbenchError, match="radii"):
-        tables.frame([make_run(tmp_path / "a", [ALL])], radii=radii)
+        summary.frame([make_run(tmp_path / "a", [ALL])], radii=radii)
 
 
 def test_the_same_run_twice_is_refused(tmp_path):
     run = make_run(tmp_path / "runs" / "rcm" / "s", [ALL])
     with pytest.raises(DrbenchError, match="rcm/s came twice"):
-        tables.frame([run, run])
+        summary.frame([run, run])
 
 
 def test_order_is_floors_then_names_and_does_not_depend_on_the_input(tmp_path):
     names = ["rcm", "adversarial", "undefended", "constant"]
     runs = [make_run(tmp_path / name, [ALL], defense=name) for name in names]
-    assert tables.frame(runs)["defense"].unique().tolist() == ["constant", "undefended", "adversarial", "rcm"]
-    assert tables.frame(runs).equals(tables.frame(runs[::-1]))
+    assert summary.frame(runs)["defense"].unique().tolist() == ["constant", "undefended", "adversarial", "rcm"]
+    assert summary.frame(runs).equals(summary.frame(runs[::-1]))
 
 
 def test_the_run_column_never_holds_an_absolute_path(tmp_path):
     runs = [make_run(tmp_path / "runs" / "rcm" / "sigma0.5-ab", [ALL]), make_run(tmp_path / "elsewhere", [ALL])]
-    assert tables.frame(runs)["run"].unique().tolist() == ["elsewhere", "rcm/sigma0.5-ab"]
+    assert summary.frame(runs)["run"].unique().tolist() == ["elsewhere", "rcm/sigma0.5-ab"]
 
 
 def three_levels(folder: Path, **more) -> list[record.Run]:
@@ -147,8 +148,8 @@ def three_levels(folder: Path, **more) -> list[record.Run]:
 
 
 def test_envelope_takes_the_best_and_names_it(tmp_path):
-    table = tables.frame(three_levels(tmp_path), radii=[0, 0.5, 1, 2, 3])
-    best = tables.envelope(table)
+    table = summary.frame(three_levels(tmp_path), radii=[0, 0.5, 1, 2, 3])
+    best = summary.envelope(table)
     assert best["certified_accuracy"].tolist() == [0.75, 0.5, 0.5, 0.5, 0.0]
     assert best["sigma"].tolist()[:4] == [0.25, 0.25, 1.0, 1.0]  # at 0.5 all three tie: the smallest
     assert math.isnan(best["sigma"].iat[4])
@@ -158,12 +159,12 @@ def test_envelope_takes_the_best_and_names_it(tmp_path):
 
 def test_envelope_is_per_method(tmp_path):
     runs = [*three_levels(tmp_path / "x"), make_run(tmp_path / "y", [0, ALL], defense="constant", sigma=0.25)]
-    best = tables.envelope(tables.frame(runs, radii=[0.0]))
+    best = summary.envelope(summary.frame(runs, radii=[0.0]))
     assert best[["defense", "certified_accuracy"]].to_numpy().tolist() == [["constant", 0.5], ["rcm", 0.75]]
 
 
 def test_markdown_names_the_winner_and_the_oracle(tmp_path):
-    text = tables.render_markdown(tables.frame(three_levels(tmp_path), radii=[0, 0.5, 1, 2, 2.4, 3]))
+    text = tables.render_markdown(summary.frame(three_levels(tmp_path), radii=[0, 0.5, 1, 2, 2.4, 3]))
     assert "## digits test, upper envelope over σ: an oracle, not one classifier" in text
     assert "| rcm | 75.0 (0.25) | 50.0 (0.25) | 50.0 (1) | 50.0 (1) | 50.0 (1) |" in text
     assert "r = 3" not in text  # beyond every ceiling
@@ -171,7 +172,7 @@ def test_markdown_names_the_winner_and_the_oracle(tmp_path):
 
 def test_markdown_section_by_hand(tmp_path):
     run = make_run(tmp_path / "a", [ALL, ALL, 900, WRONG, ABSTAINS], sigma=0.5, seconds=2)
-    text = tables.render_markdown(tables.frame([run]))
+    text = tables.render_markdown(summary.frame([run]))
     line = next(line for line in text.splitlines() if line.startswith("| rcm | 1,000"))
     assert line.startswith(f"| rcm | 1,000 | 5 |{3 * ' 60.0 [14.7, 94.7] |'}{2 * ' 40.0 [5.3, 85.3] |'} ")
     assert line.endswith("| 20.0 | 1 | 2 |")
@@ -181,7 +182,7 @@ def test_markdown_section_by_hand(tmp_path):
 
 def test_every_markdown_row_has_as_many_cells_as_its_head(tmp_path):
     runs = [*three_levels(tmp_path / "x"), make_run(tmp_path / "y", [100, 0], variant="a|b", n=100)]
-    lines = tables.render_markdown(tables.frame(runs)).splitlines()
+    lines = tables.render_markdown(summary.frame(runs)).splitlines()
     counts, seen = None, 0
     for line in lines:
         cells = len(re.findall(r"(?<!\\)\|", line))
@@ -194,7 +195,7 @@ def test_every_markdown_row_has_as_many_cells_as_its_head(tmp_path):
 def test_a_dash_only_beyond_the_ceiling_and_zero_in_the_csv(tmp_path):
     """n = 20 reaches 0.27 at sigma 0.5, n = 1000 reaches 1.23: only the first row has dashes from r = 0.5 on."""
     runs = [make_run(tmp_path / "a", [20], n=20, defense="few"), make_run(tmp_path / "b", [WRONG], defense="none")]
-    table = tables.frame(runs)
+    table = summary.frame(runs)
     text = tables.render_markdown(table)
     assert re.search(r"\| few \| 20 \| 1 \| 100.0 \[[^]]*\] \| 100.0 \[[^]]*\] \| – \| – \| – \|", text)
     assert re.search(r"\| none \| 1,000 \| 1(?: \| 0.0 \[0.0, 97.5\]){5} \|", text)
@@ -210,7 +211,7 @@ def test_marks_show_in_all_formats_and_only_where_they_belong(tmp_path):
         make_run(tmp_path / "c", [ALL, ALL], defense="edited", dirty=True),
         make_run(tmp_path / "d", [ALL, ALL], defense="raw", flags=["weights as constructed: no checkpoint"]),
     ]
-    table = tables.frame(runs)
+    table = summary.frame(runs)
     marks = table.drop_duplicates("run").set_index("defense")["marks"].to_dict()
     assert marks == {"half": "partial", "sound": "", "edited": "dirty", "raw": "weights as constructed"}
     assert set(table[table["partial"]]["defense"]) == {"half"}
@@ -221,7 +222,7 @@ def test_marks_show_in_all_formats_and_only_where_they_belong(tmp_path):
         assert shown in tex
     assert r"\footnotesize $^\dagger$ partial: " in tex
     assert "Not the same images in all rows, compare with care: 2, but 1, half at σ = 0.5 (test)." in markdown
-    alone = tables.frame([runs[1]])
+    alone = summary.frame([runs[1]])
     assert not re.search(r"[†‡§¶]|\\\*|dagger", tables.render_markdown(alone) + tables.render_latex(alone))
 
 
@@ -230,19 +231,19 @@ def test_a_damaged_line_is_marked_and_a_torn_last_line_is_not(tmp_path):
     path = next((tmp_path / "a").glob("rows-*.jsonl"))
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:40])
-    assert tables.frame([record.read(tmp_path / "a")])["marks"].iat[0] == ""
+    assert summary.frame([record.read(tmp_path / "a")])["marks"].iat[0] == ""
     path.write_bytes(whole.replace(b'"label":1', b'"label":0', 1))
-    assert tables.frame([record.read(tmp_path / "a")])["marks"].iat[0] == "partial, damaged"
+    assert summary.frame([record.read(tmp_path / "a")])["marks"].iat[0] == "partial, damaged"
 
 
 def test_an_unknown_flag_speaks_for_itself(tmp_path):
-    text = tables.render_markdown(tables.frame([make_run(tmp_path / "a", [ALL], flags=["odd_thing: why"])]))
+    text = tables.render_markdown(summary.frame([make_run(tmp_path / "a", [ALL], flags=["odd_thing: why"])]))
     assert "| rcm¶ |" in text and "- ¶ odd_thing" in text
 
 
 def test_latex_escapes_names(tmp_path):
     run = make_run(tmp_path / "a", [ALL], defense="noise_augmented", variant="100%_&")
-    text = tables.render_latex(tables.frame([run]))
+    text = tables.render_latex(summary.frame([run]))
     assert r"noise\_augmented (100\%\_\&) & 1000 &" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(body) == 1 + 2 + 2 + 1 and text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
@@ -261,17 +262,17 @@ def test_latex_bolds_the_best_all_ties_and_no_zero_and_no_partial_row(tmp_path):
         make_run(tmp_path / "b", [ALL, 0], defense="b"),
         make_run(tmp_path / "c", [ALL], defense="c", images=2),
     ]
-    lines = tables.render_latex(tables.frame(runs, radii=[0, 1, 2])).splitlines()[1:]
+    lines = tables.render_latex(summary.frame(runs, radii=[0, 1, 2])).splitlines()[1:]
     bold = r"\textbf{"
     assert lines[5].startswith(f"a & 1000 & 2 & {bold}100.0}} & {bold}50.0}} & -- &")
     assert lines[6].startswith(f"b & 1000 & 2 & 50.0 & {bold}50.0}} & -- &")
     assert lines[7].startswith(r"c$^\dagger$ & 1000 & 1 & 100.0 & 100.0 & -- &")
-    nothing = tables.frame([make_run(tmp_path / "d", [WRONG])])
+    nothing = summary.frame([make_run(tmp_path / "d", [WRONG])])
     assert bold not in tables.render_latex(nothing) and "0.0" in tables.render_latex(nothing)
 
 
 def test_csv_has_the_promised_columns_and_parses_back_exactly(tmp_path):
-    table = tables.frame(three_levels(tmp_path / "in", variant="a, b"))
+    table = summary.frame(three_levels(tmp_path / "in", variant="a, b"))
     path = tables.write(table, tmp_path / "out" / "t.v1")[1]
     assert path.name == "t.v1.csv"
     with path.open(newline="") as file:
@@ -286,13 +287,31 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     written = []
     for stem, order in (("x", 1), ("y", -1)):
         runs = [record.read(folder) for folder in record.find([tmp_path / "in"])][::order]
-        written.append([path.read_bytes() for path in tables.write(tables.frame(runs), tmp_path / stem)])
+        written.append([path.read_bytes() for path in tables.write(summary.frame(runs), tmp_path / stem)])
     assert written[0] == written[1] and all(written[0])
     assert str(tmp_path).encode() not in b"".join(written[0])
 
 
 def test_an_unwritable_place_is_an_error_that_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    table = tables.frame([make_run(tmp_path / "a", [ALL])])
+    table = summary.frame([make_run(tmp_path / "a", [ALL])])
     with pytest.raises(DrbenchError, match="cannot write table"):
         tables.write(table, tmp_path / "file" / "t")
+
+
+def test_multiclass_column(tmp_path):
+    """Three classes: below half of the votes the binary bound abstains, the multi-class one need not."""
+    run = make_run(tmp_path / "run", [900, 400])
+    writer = record.Writer(run.folder)
+    votes = {1: 450, 0: 300, 2: 250}
+    evidence = Evidence((Stage(0.5, {1: 100}, 100, votes, 1000),))
+    writer.write(record.Row(7, 1, evidence, stats.decide("gaussian", evidence, 0.001), 0.5))
+    writer.close()
+    header = run.header | {"data": run.header["data"] | {"ids": [0, 1, 7]}}
+    record.write_header(run.folder, header)
+    table = summary.frame([record.read(run.folder)], radii=[0.0, 0.03])
+    # image 0 is certified by both (900 votes), image 1 by none (400 of two classes), image 7 by the second alone
+    assert table.certified_accuracy.tolist() == pytest.approx([1 / 3, 1 / 3])
+    radius = stats.multiclass_radius(450, 300, 1000, 0.001, 0.5)
+    assert radius > 0.03 and stats.gaussian_radius(450, 1000, 0.001, 0.5) == 0
+    assert table.certified_accuracy_multiclass.tolist() == pytest.approx([2 / 3, 2 / 3])
