@@ -20,7 +20,7 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
         return self
