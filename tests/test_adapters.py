@@ -75,8 +75,8 @@ def elsewhere(tmp_path):
     }  # fmt: skip
 
     def run(command):
-        # Installed beside the test's environment, not into it.
-        command = command.replace("pip install", f"pip install --no-deps --target {site}")
+        # Installed beside the test's environment, not into it, and without any download.
+        command = command.replace("pip install", f"pip install --no-deps --no-build-isolation --target {site}")
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout

@@ -28,6 +28,8 @@ class Denoised(Defense):
         Last noise level before 0, network units, for the samplers that have steps.
     training_levels : pair of float
         Mean and standard deviation of ln sigma_net in training.
+    label_dropout : float
+        Share of training images without their label: what the unconditional denoiser, used here, learns from.
     channels : tuple of int
         Widths of the UNet; `width` is that of the classifier.
     """
@@ -46,6 +48,7 @@ class Denoised(Defense):
         channels=(16, 32),
         width=16,
         training_levels=(-1.2, 1.2),
+        label_dropout=0.5,
     ):
         super().__init__()
         if sampler not in SAMPLERS:
@@ -54,7 +57,7 @@ class Denoised(Defense):
             raise DrbenchError(f"denoised needs steps >= 1 and votes >= 1, got steps={steps}, votes={votes}")
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
         self.sampler, self.steps, self.votes, self.sigma_min = sampler, steps, votes, sigma_min
-        self.training_levels = tuple(training_levels)
+        self.training_levels, self.label_dropout = tuple(training_levels), label_dropout
         self.randomized = sampler == "densepure" and steps > 1  # the last step, to noise level 0, is noise-free
         self.gradient = "surrogate" if sampler == "densepure" else "exact"  # a majority has no useful gradient
         self.denoiser = EDMDenoiser(small_unet(self.input_shape, num_classes, tuple(channels)), 0.5, num_classes)
@@ -104,6 +107,6 @@ class Denoised(Defense):
 
         def loss(rng):
             images, labels = sample(x, y, recipe, rng)
-            return edm_loss(self.denoiser, 2 * images - 1, rng, labels, *self.training_levels)
+            return edm_loss(self.denoiser, 2 * images - 1, rng, labels, *self.training_levels, self.label_dropout)
 
         train(self.denoiser, loss, recipe, log)
