@@ -18,14 +18,14 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 digits: setup  ## the main job: certify every defense on 100 real digits, then table and plot (minutes)
-	$(BIN)/drbench run $(DIGITS)
-	$(BIN)/drbench table results/digits/runs --out results/digits/certified
-	$(BIN)/drbench plot results/digits/runs --out results/digits/certified
+	runs=$$($(BIN)/drbench run $(DIGITS)) && \
+	$(BIN)/drbench table $$runs --out results/digits/certified && \
+	$(BIN)/drbench plot $$runs --out results/digits/certified
 
 digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
-	$(BIN)/drbench run $(FULL) --out results/digits/full
-	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
-	$(BIN)/drbench plot results/digits/full/runs --out results/digits/full/certified
+	runs=$$($(BIN)/drbench run $(FULL) --out results/digits/full) && \
+	$(BIN)/drbench table $$runs --out results/digits/full/certified && \
+	$(BIN)/drbench plot $$runs --out results/digits/full/certified
 
 train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml

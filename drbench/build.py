@@ -26,6 +26,8 @@ def device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{chosen.type} is not supported")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise DrbenchError(f"run.device: expected auto, cpu, cuda or cuda:N, got {name!r}: {error}") from error
@@ -51,7 +53,13 @@ def defense(spec: DictConfig, images: Images, checkpoints: Sequence[weights.Weig
     # The constructors of layers draw from the global generator: it is seeded here, for them alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = cls.from_checkpoint(weights.read(checkpoints), **args) if checkpoints else cls(**args)
+        try:
+            built = cls.from_checkpoint(weights.read(checkpoints), **args) if checkpoints else cls(**args)
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise DrbenchError(
+                f"defense {spec.name!r} cannot be built with {args}: {type(error).__name__}: {error}; "
+                "check defense.args and defense.checkpoint"
+            ) from error
     check_fit(spec.name, built, images)
     return built.eval()
 

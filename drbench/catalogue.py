@@ -19,11 +19,11 @@ def defenses() -> str:
 
 
 def _first_line(module: str) -> str:
-    """First line of a module's docstring, read from its source: importing it could load torch."""
+    """First line of a module's docstring, read from its source: importing it (not its package) could load torch."""
     try:
         spec = find_spec(module)
         return (ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or "").partition("\n")[0]
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+    except Exception as error:  # another package may fail in any way, and must not hide the other names
         return f"(cannot be imported: {error})"
 
 

@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         made = verb(name, text)
         made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
-        made.add_argument("--out", type=Path, required=name == "plot", help="path without suffix")
+        made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
     verb("check", "conformance suite of one defense").add_argument("name")
     return top
 
@@ -77,7 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 fine, 1 failed check or verification, 2 a mistake that the message explains, 130 interrupted."""
     from drbench.errors import DrbenchError
 
-    args = parser().parse_args(argv)
+    args, rest = parser().parse_known_args(argv)
+    if rest and (not hasattr(args, "items") or any(word.startswith("-") for word in rest)):
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides may also come after options
+        args.items += rest
     if args.version:
         from importlib.metadata import version
 
@@ -104,6 +108,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
     return number
+
+
+def _stem(text: str) -> Path:
+    if not Path(text).name or text.endswith(("/", "/.", "..")):
+        raise argparse.ArgumentTypeError(f"expected a path without suffix, such as results/certified, got {text!r}")
+    return Path(text)
 
 
 def _cells(items: list[str]) -> list:
@@ -171,14 +181,18 @@ def _status(args) -> None:
 
 def _verify(args) -> int:
     from drbench import record, verify
+    from drbench.errors import DrbenchError
 
     failed = 0
     for folder in record.find(args.paths):
-        run = record.read(folder)
-        found = verify.problems(run)
-        failed += bool(found)
-        verdict = "FAILED" if found else "partial" if not run.complete else "ok"
-        print(f"{verdict:8}{folder}: {len(run.rows)} of {len(run.wanted)} images")
+        try:
+            run = record.read(folder)
+            found, progress = verify.problems(run), f"{len(run.rows)} of {len(run.wanted)} images"
+            verdict = "FAILED" if found else "ok" if run.complete else "partial"
+        except DrbenchError as error:
+            found, progress, verdict = [str(error)], "not readable", "FAILED"
+        failed += verdict == "FAILED"
+        print(f"{verdict:8}{folder}: {progress}")
         for problem in found:
             print(f"        {problem}")
     return 1 if failed else 0

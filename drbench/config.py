@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -122,17 +123,12 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
 
 
 def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
-    layers = [_read(path)]
-    if "extends" in layers[0]:
-        parent = path.parent / str(layers[0].pop("extends"))
-        layers.insert(0, _read(parent))
-        if "extends" in layers[0]:
-            grandparent = parent.parent / str(layers[0].pop("extends"))
-            layers.insert(0, _read(grandparent))
-            if "extends" in layers[0]:
-                raise DrbenchError(
-                    f"{grandparent}: expected at most two levels of 'extends', so that a file stays readable"
-                )
+    layers, place = [_read(path)], path
+    while "extends" in layers[0]:
+        if len(layers) == 3:
+            raise DrbenchError(f"{place}: expected at most two levels of 'extends', so that a file stays readable")
+        place = place.parent / str(layers[0].pop("extends"))
+        layers.insert(0, _read(place))
     for override in overrides:
         if "=" not in override:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
@@ -148,7 +144,7 @@ def _read(path: Path) -> DictConfig:
     except FileNotFoundError as error:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise DrbenchError(f"no benchmark file {path}{did_you_mean(str(path), near)}") from error
-    except Exception as error:  # the YAML library's own errors have no common base class that omegaconf exposes
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise DrbenchError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(loaded, DictConfig):
         raise DrbenchError(f"{path}: expected a YAML mapping of keys to values")
@@ -159,7 +155,7 @@ def _guarded(path, action):
     """Run an omegaconf step; its errors already name the full key and near misses."""
     try:
         return action()
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise DrbenchError(f"{path}: {str(error).strip()}") from error
 
 
@@ -177,11 +173,12 @@ def _validate(path, config: DictConfig) -> None:
     problems = [
         (config.task not in ("certify", "train"), f"task is certify or train, got {config.task!r}"),
         (config.task == "train" and config.train is None, "task train needs the section train"),
+        (certify.kind != "gaussian", f"certify.kind is gaussian, got {certify.kind!r}"),
         (certify.mode != "fixed", f"certify.mode is fixed, got {certify.mode!r}"),
         (not certify.sigma > 0, f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}"),
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
         (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
-        (rows != "auto" and not (isinstance(rows, int) and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
+        (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
     ]
     for wrong, expected in problems:
         if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -24,9 +25,12 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     """
     recipe = Recipe(**OmegaConf.to_container(config.train.recipe))
     name = config.train.checkpoint
-    recipe.state = recipe.state or str(Path(".drbench") / f"{Path(name).stem}.state")
-    Path(recipe.state).parent.mkdir(parents=True, exist_ok=True)
     images, validation = build.images(config, "train"), build.images(config, "validation")
+    recipe.state = recipe.state or _state_file(config, images)
+    try:
+        Path(recipe.state).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DrbenchError(f"cannot write the training state {recipe.state}: {error.strerror}") from error
     # The file that this training writes may stand in the same config, for the runs that come after.
     checkpoints = [weights.resolve(found) for found in config.defense.checkpoint if found != name]
     defense = build.defense(config.defense, images, [], recipe.seed)
@@ -53,17 +57,26 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     return written
 
 
+def _state_file(config: DictConfig, images: Images) -> str:
+    """A name that no other training has: a state must never be resumed under another objective or other data."""
+    text = OmegaConf.to_yaml(config.defense) + OmegaConf.to_yaml(config.train) + images.sha256
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return str(Path(".drbench") / f"{Path(config.train.checkpoint).stem}-{digest[:16]}.state")
+
+
 def _fit(defense: Defense, images: Images, recipe: Recipe, title: str, device: torch.device) -> None:
-    x, y = images.x.to(device), images.y.to(device)
-    with Progress(title, recipe.steps, "steps") as bar:
-        smooth = None
+    bar, smooth = None, 0.0
 
-        def log(step: int, loss: float) -> None:
-            nonlocal smooth
-            smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
-            bar.advance(lambda: f"loss {smooth:.4f}", to=step)
+    def log(step: int, loss: float) -> None:
+        nonlocal bar, smooth
+        if bar is None or step <= bar.done:  # the first step, or that of the next network of the same fit
+            bar, smooth = Progress(title, recipe.steps, "steps", done=step - 1), loss
+        smooth = 0.98 * smooth + 0.02 * loss
+        bar.advance(lambda: f"loss {smooth:.4f}")
+        if step == recipe.steps:
+            bar.close()
 
-        defense.fit(x, y, recipe, log)
+    defense.fit(images.x.to(device), images.y.to(device), recipe, log)
     defense.eval()
 
 

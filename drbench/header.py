@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import cost, record, stats
+from drbench import cost, record, registry, stats
 from drbench.api import Defense
 from drbench.data import Images
 from drbench.weights import Weights
@@ -59,15 +61,35 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
     }
 
 
+MIXED = "mixed code: resumed under other sources or package versions"
+
+
 def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_rows: int) -> None:
     """Note who goes on with the run. Rows of different code in one run are flagged."""
-    session = {"started": _now(), "code": _code(), "environment": _environment(device, cell, batch_rows)}
-    header["sessions"].append(session)
-    codes = [session["code"] for session in header["sessions"]]
-    header["code"] = codes[-1] | {"dirty": any(code["dirty"] for code in codes)}
-    mixed = "mixed code: resumed under another commit or version"
-    if any(code != codes[0] for code in codes) and mixed not in header["flags"]:
-        header["flags"].append(mixed)
+    code = _code() | {"sources": sources(cell.defense.name)}
+    session = {"started": _now(), "code": code, "environment": _environment(device, cell, batch_rows)}
+    # What the last session said of the whole run holds no longer, also if this one is killed.
+    header["status"] = "started"
+    header.pop("evidence_sha256", None)
+    header.pop("cost", None)
+    sessions = [*header["sessions"], session]
+    header["sessions"] = sessions
+    header["code"] = code | {"dirty": any(s["code"]["dirty"] for s in sessions)}
+    made_with = [(s["code"]["sources"], s["environment"]["packages"]) for s in sessions]
+    if any(made != made_with[0] for made in made_with) and MIXED not in header["flags"]:
+        header["flags"].append(MIXED)
+
+
+def sources(name: str) -> dict[str, str]:
+    """Hashes of the sources that make the numbers: this package, and the file or package of the defense."""
+    module = Path(sys.modules[registry.find(name).__module__].__file__)
+    package = (module.parent / "__init__.py").exists()
+    own = sorted(module.parent.rglob("*.py")) if package else [module]
+    return {"drbench": _hash(sorted(Path(__file__).parent.rglob("*.py"))), "defense": _hash(own)}
+
+
+def _hash(files: Sequence[Path]) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
 def end_session(header: dict, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from drbench.api import Defense
 from drbench.certifiers import gaussian
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
+from drbench.progress import Progress
+
+COLUMNS = ("id", "label", "prediction", "radius", "correct", "p_lower", "radius_multiclass", "error")
 
 
 def load_defense(name: str, images: Images, checkpoint=(), seed: int = 0, **args) -> Defense:
@@ -38,7 +42,7 @@ def certify(
     ----------
     defense : Defense
     images : Images, or a pair (x, y)
-        x (M, C, H, W) float32 in [0, 1], y (M,) int64; ids are then positions.
+        Tensors or arrays: x (M, C, H, W) in [0, 1], y (M,) labels; ids are then positions.
     sigma : float
         Noise level, pixel units.
     n0, n, alpha : int, int, float
@@ -58,17 +62,27 @@ def certify(
     --------
     >>> import drbench
     >>> images = drbench.load_data("digits", subset="first20")
-    >>> defense = drbench.load_defense("undefended", images, checkpoint="digits-classifier")
-    >>> drbench.certify(defense, images, sigma=0.25).radius.mean()  # doctest: +SKIP
+    >>> defense = drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    >>> frame = drbench.certify(defense, images, sigma=0.25)
     """
     stats.check_budget(n, alpha)
-    x, y, ids = (images.x, images.y, images.ids) if isinstance(images, Images) else (*images, range(len(images[0])))
+    if not isinstance(images, Images):
+        x, y = (torch.as_tensor(part).detach().cpu() for part in images)
+        images = Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
     defense.eval()
     defense.require(sigma)
-    gaussian.check_images(defense, x)
-    rows = batch_rows or find_batch_rows(defense, sigma)
-    observations = gaussian.observe(defense, x, ids, sigma=sigma, n0=n0, n=n, seed=seed, block=block, batch_rows=rows)
-    return pd.DataFrame([_tidy(ids[seen.index], int(y[seen.index]), seen, alpha) for seen in observations])
+    gaussian.check_images(defense, images.x)
+    gaussian.check_draws(n0, n, block)
+    rows = find_batch_rows(defense, sigma, len(images) * (n0 + n)) if batch_rows is None else batch_rows
+    observations = gaussian.observe(
+        defense, images.x, images.ids, sigma=sigma, n0=n0, n=n, seed=seed, block=block, batch_rows=rows
+    )
+    found: list[dict] = []
+    with Progress(f"{type(defense).__name__} sigma {sigma:g}", len(images), "images") as bar:
+        for seen in observations:
+            found.append(_tidy(images.ids[seen.index], int(images.y[seen.index]), seen, alpha))
+            bar.advance(lambda: f"certified {sum(row['correct'] for row in found) / len(found):.3f} at r=0")
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def _tidy(image_id, label: int, seen: gaussian.Observation, alpha: float) -> dict:

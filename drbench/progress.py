@@ -26,15 +26,19 @@ class Progress:
         return self
 
     def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal's line."""
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self, note: Callable[[], str], to: int | None = None) -> None:
-        """Count one more, or up to `to`; `note` is asked only when something may be printed."""
-        before, self.done = self.done, self.done + 1 if to is None else to
+    def advance(self, note: Callable[[], str]) -> None:
+        """Count one more; `note` is asked only when something may be printed."""
+        self.done += 1
         if self._bar is not None:
             self._bar.set_postfix_str(note(), refresh=False)
-            self._bar.update(self.done - before)
+            self._bar.update()
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY
             rate = (self.done - self._first) / (time.monotonic() - self._start)

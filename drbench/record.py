@@ -172,8 +172,11 @@ def read(folder: str | Path) -> Run:
     folder = Path(folder)
     try:
         header = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DrbenchError(f"{folder}: expected a run folder with a readable run.json: {error}") from error
+        schema = header["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DrbenchError(f"{folder}: expected a run folder with a readable run.json: {error!r}") from error
+    if schema != SCHEMA:
+        raise DrbenchError(f"{folder}: run.json has schema {schema}, this version of drbench reads {SCHEMA}")
     rows: dict[int | str, Row] = {}
     problems: list[str] = []
     for path in sorted(folder.glob("rows-*.jsonl")):

@@ -18,7 +18,7 @@ GROUP = "drbench.defenses"
 
 
 def available() -> dict[str, str]:
-    """name -> "module:Class". Defenses of other packages are named `package/name`. Nothing is imported."""
+    """name -> "module:Class". Defenses of other packages are named `package/name`. Imports none of them."""
     others = {f"{entry.dist.name}/{entry.name}": entry.value for entry in metadata.entry_points(group=GROUP)}
     return {**others, **DEFENSES}
 
@@ -31,7 +31,7 @@ def find(name: str) -> type:
     module, _, attribute = known[name].partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # another package's module may fail in any way
         raise DrbenchError(
             f"defense {name!r} is registered as {known[name]} but cannot be imported: {error}; "
             "reinstall its package, or correct the entry point"

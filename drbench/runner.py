@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +13,15 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, config, cost, header, record, stats, weights
+from drbench import build, config, cost, header, record, registry, stats, weights
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import gaussian
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
 from drbench.progress import Progress
 from drbench.record import Row
+
+THREADS = torch.get_num_threads()  # torch's default
 
 
 def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None = None) -> list[Path]:
@@ -30,16 +34,22 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
     limit : int, optional
         Only the first images of each subset: the results are marked partial until a run without limit ends.
     """
+    for cell in cells:  # mistakes in the last cell are found before the first one runs
+        if cell.task != "certify":
+            raise DrbenchError(
+                f"expected files of task certify, got one of task {cell.task!r}: use `drbench {cell.task}`"
+            )
+        stats.check_budget(cell.certify.n, cell.certify.alpha)
+        registry.check_args(cell.defense.name, registry.find(cell.defense.name), cell.defense.args)
+        for name in cell.defense.checkpoint:
+            weights.resolve(name)
     built: dict[str, tuple[Defense, int]] = {}
     return [_run_cell(cell, built, out=out, limit=limit) for cell in cells]
 
 
 def resume(folder: Path) -> Path:
     """Finish a run in its own folder, under the config that it recorded."""
-    try:
-        cell = OmegaConf.merge(OmegaConf.structured(config.Config), OmegaConf.load(folder / "config.yaml"))
-    except OSError as error:
-        raise DrbenchError(f"{folder}: expected the config.yaml of a run: {error.strerror}") from error
+    (cell,) = config.load(folder / "config.yaml")
     return _run_cell(cell, {}, folder=folder)
 
 
@@ -53,42 +63,49 @@ def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
 def _run_cell(
     cell: DictConfig, built: dict, *, out: Path | None = None, limit: int | None = None, folder: Path | None = None
 ) -> Path:
-    stats.check_budget(cell.certify.n, cell.certify.alpha)
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
     identity = config.identity(cell, [found.sha256 for found in checkpoints])
     images = build.images(cell)
     folder = folder or folder_of(cell, out, identity)
-    begun = record.read(folder) if (folder / "run.json").exists() else None
+    begun = record.read(folder) if os.path.exists(folder / "run.json") else None
     if begun and (begun.header["identity"], begun.header["data"]["sha256"]) != (identity, images.sha256):
         raise DrbenchError(f"{folder} holds another run (other settings, weights or images); choose another --out")
     done = begun.rows if begun else {}
     todo = [i for i in range(len(images))[:limit] if images.ids[i] not in done]
     if todo:
-        defense, batch_rows = _prepare(cell, images, checkpoints, built)
+        defense, batch_rows = _prepare(cell, images, checkpoints, built, len(todo))
         about = begun.header if begun else header.new(cell, identity, images, defense, checkpoints)
         header.begin_session(about, cell, defense.device, batch_rows)
         _open(folder, cell, about)
         try:
-            _observe(cell, folder, images, todo, defense, batch_rows, done)
+            _observe(cell, folder, images, todo, defense, batch_rows, done, about)
         finally:
             header.end_session(about, folder)
             record.write_header(folder, about)
-    print(folder)
+    elif begun and begun.header["status"] == "started":  # killed between its last row and its last header
+        header.end_session(begun.header, folder)
+        record.write_header(folder, begun.header)
+    elif begun and header.sources(cell.defense.name)["defense"] != begun.header["code"]["sources"]["defense"]:
+        print(
+            f"{folder}: recorded under another version of {cell.defense.name}; delete it to run it anew",
+            file=sys.stderr,
+        )
+    print(folder, flush=True)
     return folder
 
 
-def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict) -> tuple[Defense, int]:
-    """The defense on its device and its batch size, kept for the other cells of the same defense."""
-    key = json.dumps([OmegaConf.to_container(cell.defense), OmegaConf.to_container(cell.run)])
+def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: int) -> tuple[Defense, int]:
+    """The defense on its device and its batch size, kept for the next cells if they are of the same defense."""
+    key = json.dumps([OmegaConf.to_container(part) for part in (cell.defense, cell.run, cell.data)])
     if key not in built:
-        if cell.run.threads:
-            torch.set_num_threads(cell.run.threads)
+        built.clear()
+        torch.set_num_threads(cell.run.threads or THREADS)
         defense = build.defense(cell.defense, images, checkpoints, cell.run.seed).to(build.device(cell.run.device))
         if cell.run.channels_last:
             defense = defense.to(memory_format=torch.channels_last)
         defense.require(cell.certify.sigma)
-        rows = cell.run.batch_rows
-        built[key] = defense, find_batch_rows(defense, cell.certify.sigma) if rows == "auto" else rows
+        rows, most = cell.run.batch_rows, count * (cell.certify.n0 + cell.certify.n)
+        built[key] = defense, find_batch_rows(defense, cell.certify.sigma, most) if rows == "auto" else rows
     built[key][0].require(cell.certify.sigma)
     return built[key]
 
@@ -96,14 +113,23 @@ def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict) -> tupl
 def _open(folder: Path, cell: DictConfig, about: dict) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cell))
+        if not (folder / "config.yaml").exists():
+            (folder / "config.partial").write_text(OmegaConf.to_yaml(cell))
+            os.replace(folder / "config.partial", folder / "config.yaml")
     except OSError as error:
         raise DrbenchError(f"cannot write to {folder}: {error.strerror}; choose a writable --out") from error
     record.write_header(folder, about)
 
 
 def _observe(
-    cell: DictConfig, folder: Path, images: Images, todo: list[int], defense: Defense, batch_rows: int, done: dict
+    cell: DictConfig,
+    folder: Path,
+    images: Images,
+    todo: list[int],
+    defense: Defense,
+    batch_rows: int,
+    done: dict,
+    about: dict,
 ) -> None:
     spec, writer, rows = cell.certify, record.Writer(folder), list(done.values())
     title = " ".join(part for part in (cell.defense.name, cell.defense.variant, f"sigma {spec.sigma:g}") if part)
@@ -114,6 +140,7 @@ def _observe(
         **{key: spec[key] for key in ("sigma", "n0", "n", "block")},
         seed=cell.run.seed,
         batch_rows=batch_rows,
+        backed_off=lambda rows: about["sessions"][-1]["environment"].update(batch_rows=rows),
     )
     with cost.Evaluations(defense) as evaluations, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
         last, counted = time.perf_counter(), dict(evaluations.counts)

@@ -73,7 +73,13 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFram
     grid = np.unique(np.asarray(radii, float))
     if not len(grid) or not np.all((grid >= 0) & np.isfinite(grid)):
         raise DrbenchError(f"expected finite radii >= 0 in pixel units, got {grid.tolist()}")
-    return pd.concat([_frame_of(run, grid) for run in runs], ignore_index=True)
+    table = pd.concat([_frame_of(run, grid) for run in runs], ignore_index=True)
+    same = (
+        table.groupby([*DATA, *METHOD, "certifier", "mode", "sigma", "n0", "n", "alpha"])["run"].transform("nunique")
+        > 1
+    )
+    table["marks"] = table["marks"].where(~same, table["marks"].map(lambda marks: f"{marks}, repeat".strip(", ")))
+    return table
 
 
 def _position(run: Run) -> tuple:

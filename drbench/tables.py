@@ -16,7 +16,8 @@ SIGNS = {
     "partial": ("†", r"$^\dagger$", "partial: some images of the subset are missing"),
     "dirty": (r"\*", r"$^\ast$", "dirty: the code differed from its commit"),
     "weights as constructed": ("‡", r"$^\ddagger$", "weights as constructed: no checkpoint was given"),
-    "mixed code": ("#", r"$^\#$", "mixed code: resumed under another commit or version"),
+    "mixed code": ("#", r"$^\#$", "mixed code: resumed under other sources or package versions"),
+    "repeat": ("‖", r"$^\|$", "repeat: runs that differ only in seed, weights or arguments; their folders are named"),
     "damaged": ("§", r"$^\S$", "damaged: the run folder holds unreadable or contradicting lines"),
 }
 # what would change a table, escaped; underscores inside words are harmless in Markdown
@@ -103,6 +104,7 @@ def _md_line(line: list, oracle: bool) -> list[str]:
     if oracle:
         return [name, *(cell.text + _winner(cell, 0) for cell in line)]
     cells = [c.text if c.text == "–" else f"{c.text} [{_percent(c.ci_low)}, {_percent(c.ci_high)}]" for c in line]
+    name += f" {first.run.rpartition('/')[2]}".translate(MD) if "repeat" in first.marks else ""
     return [
         name + _signs(first.marks, 0), f"{first.n:,}", str(first.images), *cells,
         f"{first.acr:.3f} [{first.acr_low:.3f}, {first.acr_high:.3f}]", _percent(first.abstention),

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "record": (LEAVES | {"evidence"}, set()),
     "verify": ({"record", "stats"}, set()),
     "registry": (LEAVES, set()),
-    "config": (LEAVES | {"recipe"}, {"omegaconf"}),
+    "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
@@ -44,12 +44,16 @@ MAY_IMPORT = {
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
-    "notebook": ({"api", "build", "certifiers", "data", "stats", "weights"}, {"pandas", "torch", "omegaconf"}),
+    "notebook": (
+        {"api", "build", "certifiers", "data", "progress", "stats", "weights"},
+        {"pandas", "torch", "omegaconf"},
+    ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "cost", "data", "record", "stats", "weights"}, {"torch", "omegaconf"}),
+    "header": ({"api", "cost", "data", "record", "registry", "stats", "weights"}, {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "stats", "weights"},
+        | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "registry"}
+        | {"stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (

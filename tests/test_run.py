@@ -163,6 +163,16 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
         (["run", CONFIG, "--out", "/proc/nowhere"], "choose a writable --out"),
         (["run", "benchmarks/digits/no.yaml"], "no benchmark file"),
         (["run", "certify.n=10"], "expected at least one benchmark file"),
+        (["run", CONFIG, "certify.kind=lipschitz"], "certify.kind is gaussian"),
+        (["run", CONFIG, "certify.sigma=[1"], "undefended.yaml"),
+        (["run", CONFIG, "run.batch_rows=true"], "auto or > 0"),
+        (["run", CONFIG, "run.seed=abc"], "run.seed"),
+        (["run", CONFIG, "run.device=meta"], "meta is not supported"),
+        (["run", CONFIG, "defense.args.width=abc"], "cannot be built with"),
+        (["run", CONFIG, "data.subset=ids:/bin/sh"], "cannot read the list of image ids"),
+        (["run", CONFIG, "data.subset=first0"], "expected all, firstN"),
+        (["run", "benchmarks/digits"], "not readable as YAML"),
+        (["run", "benchmarks/digits/train/classifier.yaml"], "got one of task 'train': use `drbench train`"),
         (["train", CONFIG], "expected a benchmark file with a section 'train'"),
         (["table", "nowhere"], "no such folder"),
         (["status", "methods"], "no run folders at or below"),
@@ -249,11 +259,20 @@ def test_three_lines_in_a_notebook(reference):
         assert row.label == reference.rows[row.id].label and row.correct == reference.rows[row.id].correct
     pair = drbench.certify(defense, (images.x, images.y), sigma=0.25, n=300, n0=50)
     assert pair.id.tolist() == list(range(12))
+    arrays = drbench.certify(defense, (images.x.numpy().astype("float64"), images.y.tolist()), sigma=0.25, n=300, n0=50)
+    assert arrays.equals(pair)
+    empty = drbench.certify(defense, (images.x[:0], images.y[:0]), sigma=0.25)
+    assert len(empty) == 0 and "radius" in empty.columns
+    for wrong in ({"n0": 0}, {"block": 0}, {"batch_rows": -1}, {"n0": 2.5}):
+        with pytest.raises(drbench.DrbenchError, match="expected positive integers"):
+            drbench.certify(defense, images, sigma=0.25, **wrong)
+    with pytest.raises(drbench.DrbenchError, match="11 labels"):
+        drbench.certify(defense, (images.x, images.y[1:]), sigma=0.25)
     with pytest.raises(drbench.DrbenchError, match="expected n >= 10"):
         drbench.certify(defense, images, sigma=0.25, n=5)
     with pytest.raises(drbench.DrbenchError, match="declares sigmas"):
         drbench.certify(defense, images, sigma=0.3)
-    with pytest.raises(drbench.DrbenchError, match=r"pixels in \[0, 1\]"):
+    with pytest.raises(drbench.DrbenchError, match=r"images are in \[0, 1\]"):
         drbench.certify(defense, (images.x * 255, images.y), sigma=0.25)
 
 
@@ -265,12 +284,68 @@ def test_importing_drbench_is_light():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_kill_after_a_partial_run_leaves_a_healthy_folder(reference, tmp_path, monkeypatch):
+    """What the first session said of its evidence must not be held against the rows that came after it."""
+    part = run(tmp_path, limit=4)
+    monkeypatch.setattr("drbench.header.end_session", lambda *args: None)  # as if killed before the last header
+    killed = run(tmp_path, limit=8)
+    assert killed.header["status"] == "started" and "evidence_sha256" not in killed.header
+    assert verify.problems(killed) == [] and len(killed.rows) == 8
+    run(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    whole = run(tmp_path)  # nothing is left to do but to say so
+    assert whole.folder == part.folder and whole.header["status"] == "complete" and whole.header["cost"]["images"] == 12
+    assert evidence(whole) == evidence(reference) and verify.problems(whole) == []
+
+
+def test_overrides_may_follow_options(tmp_path, capsys):
+    assert main(["run", str(UNDEFENDED), "--out", str(tmp_path), *SMALL, "--limit", "2", "run.seed=5"]) == 0
+    assert record.read(Path(capsys.readouterr().out.strip())).header["engine"]["seed"] == 5
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(UNDEFENDED), "--ouy", str(tmp_path)])
+    assert end.value.code == 2
+
+
+def test_damaged_run_folders_are_explained(tmp_path, capsys):
+    good, bad = run(tmp_path / "good"), run(tmp_path / "bad")
+    capsys.readouterr()
+    config_file = bad.folder / "config.yaml"
+    for text in (config_file.read_text()[:150], "- a", "certify: {sgima: 3}", "defense: ["):
+        config_file.write_text(text)
+        assert main(["resume", str(bad.folder)]) == 2
+    for text in ("{}", "[]", '{"schema": 99}', "{"):
+        (bad.folder / "run.json").write_text(text)
+        assert main(["status", str(bad.folder)]) == 2 and main(["table", str(bad.folder)]) == 2
+        assert main(["verify", str(tmp_path)]) == 1
+        out, err = capsys.readouterr()
+        assert f"ok      {good.folder}" in out and f"FAILED  {bad.folder}" in out and "Traceback" not in err
+
+
+@pytest.mark.parametrize("stem", ["", ".", "results/", ".."])
+def test_a_stem_is_asked_for(stem, tmp_path, reference):
+    for verb in ("table", "plot"):
+        with pytest.raises(SystemExit) as end:
+            main([verb, str(reference.folder), "--out", stem])
+        assert end.value.code == 2
+
+
+def test_a_changed_defense_is_noticed(tmp_path, monkeypatch, capsys):
+    from drbench import header
+
+    found = run(tmp_path)
+    monkeypatch.setattr(header, "sources", lambda name: {"drbench": "a", "defense": "b"})
+    run(tmp_path)
+    assert f"{found.folder}: recorded under another version of undefended" in capsys.readouterr().err
+
+
 def test_rows_of_other_code_are_flagged(tmp_path, monkeypatch):
     from drbench import header
 
     part = run(tmp_path, limit=3)
     monkeypatch.setattr(header, "_code", lambda: {"version": "9.9", "commit": "f" * 40, "dirty": True})
+    monkeypatch.setattr(header, "sources", lambda name: {"drbench": "a", "defense": "b"})
     whole = run(tmp_path)
     assert whole.folder == part.folder and len(whole.header["sessions"]) == 2
-    assert "mixed code: resumed under another commit or version" in whole.header["flags"]
+    assert header.MIXED in whole.header["flags"]
     assert whole.header["code"]["dirty"] and "dirty" in whole.marks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,17 +11,21 @@ from torch import Tensor
 from drbench.api import Defense, Draws
 
 SMALLEST, LARGEST = 32, 8192
-SECONDS_PER_SIZE = 0.1  # time spent on each candidate: a second or two for the whole search
+SECONDS_PER_SIZE = 0.1  # time spent on each candidate: a second or two for the whole search of a fast network
+LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
 
 
 class Forward:
     """`defense.logits` in chunks of at most `rows`, halved for good whenever the device runs out of memory.
 
-    Results do not depend on it: row i of the logits depends on row i of the input and of the draws alone.
+    `backed_off` is told the new number of rows. Results do not depend on it: row i of the logits depends on row i of
+    the input and of the draws alone.
     """
 
-    def __init__(self, defense: Defense, sigma: float, rows: int):
-        self.defense, self.sigma, self.rows = defense, sigma, rows
+    def __init__(
+        self, defense: Defense, sigma: float, rows: int, backed_off: Callable[[int], None] = lambda rows: None
+    ):
+        self.defense, self.sigma, self.rows, self.backed_off = defense, sigma, rows, backed_off
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -30,6 +35,7 @@ class Forward:
             part = self._attempt(z[take], draws if len(z) <= self.rows else draws[take])
             if part is None:
                 self.rows = max(1, self.rows // 2)
+                self.backed_off(self.rows)
             else:
                 parts.append(part)
                 at = take.stop
@@ -56,38 +62,43 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
     """The smallest batch whose measured rows per second are within 3 % of the best found.
 
-    Doubles the batch until two sizes in a row bring no gain, memory runs out, or `most` rows are reached.
+    Doubles the batch until two sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds, memory
+    runs out, or `most` rows are reached.
     """
     rates: dict[int, float] = {}
-    rows = SMALLEST
-    while rows <= max(most, SMALLEST):
+    rows, best, without_gain = SMALLEST, 0.0, 0
+    while rows <= max(min(most, LARGEST), SMALLEST) and without_gain < 2:
         try:
             rates[rows] = _rows_per_second(defense, sigma, rows)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             break
-        best = max(rates.values())
-        if len(rates) > 2 and all(rate < 0.97 * best for rate in list(rates.values())[-2:]):
+        without_gain = 0 if rates[rows] > 1.03 * best else without_gain + 1
+        best = max(best, rates[rows])
+        if rows / rates[rows] > LONGEST:
             break
         rows *= 2
-    best = max(rates.values(), default=0.0)
     return min((rows for rows, rate in rates.items() if rate >= 0.97 * best), default=1)
 
 
 def _rows_per_second(defense: Defense, sigma: float, rows: int) -> float:
-    draws = Draws.seeded(0, rows, defense.device)
-    z = draws.randn(rows, *defense.input_shape)
-    defense.logits(z, sigma, draws)  # warm-up: allocations, kernel selection
-    best, spent = 0.0, 0.0
-    while spent < SECONDS_PER_SIZE:
-        _synchronize(z)
-        start = time.perf_counter()
-        defense.logits(z, sigma, Draws.seeded(0, rows, defense.device))
-        _synchronize(z)
-        seconds = time.perf_counter() - start
+    z = Draws.seeded(0, rows, defense.device).randn(rows, *defense.input_shape)
+    # The first call warms up (allocations, kernel selection) and counts only if it was too slow to be repeated.
+    best, spent = rows / (first := _seconds(defense, z, sigma)), 0.0
+    while spent < SECONDS_PER_SIZE and first < LONGEST:
+        seconds = _seconds(defense, z, sigma)
         best, spent = max(best, rows / seconds), spent + seconds
     return best
+
+
+def _seconds(defense: Defense, z: Tensor, sigma: float) -> float:
+    draws = Draws.seeded(0, len(z), defense.device)
+    _synchronize(z)
+    start = time.perf_counter()
+    defense.logits(z, sigma, draws)
+    _synchronize(z)
+    return time.perf_counter() - start
 
 
 def _synchronize(z: Tensor) -> None:

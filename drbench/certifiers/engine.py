@@ -141,8 +141,9 @@ def _count(forward: Forward, batch: _Batch, classes: int) -> Tensor:
         )
     vote = logits.argmax(dim=1).where(logits.isfinite().all(dim=1), classes)
     owners = torch.from_numpy(batch.owners).to(device, non_blocking=True)
-    cells = (len(batch.requests) + 1) * (classes + 1)  # one more owner: padding
-    return torch.bincount(owners * (classes + 1) + vote, minlength=cells).reshape(-1, classes + 1)[:-1]
+    counts = torch.zeros(len(batch.requests) + 1, classes + 1, dtype=torch.int64, device=device)  # last row: padding
+    # Not bincount, which waits for the device to size its result.
+    return counts.index_put_((owners, vote), torch.ones_like(vote), accumulate=True)[:-1]
 
 
 def _settle(batch: _Batch, counts: Tensor, carried: np.ndarray) -> Iterator[Votes]:

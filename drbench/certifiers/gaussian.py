@@ -6,7 +6,8 @@ decision half is `drbench.stats.decide_gaussian`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 from torch import Tensor
@@ -36,6 +37,7 @@ def observe(
     seed: int = 0,
     block: int = 100,
     batch_rows: int = 1000,
+    backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:
     """Draw the votes of Cohen's CERTIFY for each image, in order.
 
@@ -51,12 +53,17 @@ def observe(
         Noise level, pixel units, > 0 and declared by the defense.
     n0, n : int
         Selection and estimation draws per image (disjoint streams).
+    seed, block, batch_rows : int
+        See `engine.count_votes` and `batching.Forward`; only the first two can change the counts.
+    backed_off : callable
+        Told the new number of rows whenever memory ran out.
     """
     if not sigma > 0:
         raise DrbenchError(f"certifier 'gaussian' needs sigma > 0, got {sigma:g}")
     defense.require(sigma)
     check_images(defense, x)
-    forward = Forward(defense, sigma, min(batch_rows, len(x) * (n0 + n)))
+    check_draws(n0, n, block, batch_rows)
+    forward = Forward(defense, sigma, min(batch_rows, len(x) * (n0 + n)), backed_off)
     requests = (
         Request(row, ids[row], stage, draws)
         for row in range(len(x))
@@ -70,6 +77,12 @@ def observe(
         else:
             stage = Stage(sigma, select.counts, n0, estimate.counts, n)
             yield Observation(select.request.row, Evidence((stage,)), None)
+
+
+def check_draws(*numbers: int) -> None:
+    """Raise `DrbenchError` unless all numbers of draws and rows are positive integers."""
+    if not all(isinstance(number, Integral) and number > 0 for number in numbers):
+        raise DrbenchError(f"expected positive integers for n0, n, block and batch_rows, got {numbers}")
 
 
 def check_images(defense: Defense, x: Tensor) -> None:

@@ -47,8 +47,8 @@ def label(split: str, rule: str) -> str:
 def _from_file(path: Path, ids: Sequence[int | str]) -> list[int]:
     try:
         wanted = path.read_text().split()
-    except OSError as error:
-        raise DrbenchError(f"cannot read the list of image ids {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DrbenchError(f"cannot read the list of image ids {path}: {error}") from error
     position = {str(image_id): i for i, image_id in enumerate(ids)}
     missing = [image_id for image_id in wanted if image_id not in position]
     if missing or not wanted or len(set(wanted)) < len(wanted):

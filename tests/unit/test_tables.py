@@ -299,6 +299,15 @@ def test_an_unwritable_place_is_an_error_that_says_so(tmp_path):
         tables.write(table, tmp_path / "file" / "t")
 
 
+def test_repeated_runs_are_told_apart(tmp_path):
+    """Two seeds of one row: both lines are marked and named by their folders."""
+    runs = [make_run(tmp_path / "runs" / "rcm" / name, [990, 900]) for name in ("sigma0.5-aaaa", "sigma0.5-bbbb")]
+    table = summary.frame([*runs, make_run(tmp_path / "runs" / "other" / "sigma0.5-cccc", [990, 900], defense="other")])
+    assert set(table[table.defense == "rcm"].marks) == {"repeat"} and set(table[table.defense == "other"].marks) == {""}
+    text = tables.render_markdown(table)
+    assert "| rcm sigma0.5-aaaa‖ |" in text and "| rcm sigma0.5-bbbb‖ |" in text and "| other |" in text
+
+
 def test_multiclass_column(tmp_path):
     """Three classes: below half of the votes the binary bound abstains, the multi-class one need not."""
     run = make_run(tmp_path / "run", [900, 400])

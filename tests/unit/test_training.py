@@ -92,3 +92,19 @@ def test_sample_is_reproducible():
     a, b = (sample(x, y, RECIPE, step_rng(0, 7)) for _ in range(2))
     assert torch.equal(a[0], b[0]) and torch.equal(a[0].flatten().long(), a[1])
     assert not torch.equal(a[1], sample(x, y, RECIPE, step_rng(0, 8))[1])
+
+
+def test_a_state_belongs_to_one_training(tmp_path, monkeypatch):
+    """Another objective, network or data set never goes on from this state."""
+    from drbench import config, data, fitting
+
+    path = tmp_path / "a.yaml"
+    path.write_text("task: train\ndefense: {name: undefended}\ntrain: {checkpoint: m.safetensors}")
+    images = {split: data.load("digits", split) for split in ("train", "validation")}
+
+    def name(*overrides, split="train"):
+        return fitting._state_file(config.load(path, overrides)[0], images[split])
+
+    others = [name("defense.args.width=8"), name("train.recipe.steps=7"), name("train.checkpoint=other/m.safetensors"),
+              name("defense.name=denoised"), name(split="validation")]  # fmt: skip
+    assert len({name(), *others}) == 6 and name() == name("run.threads=1")

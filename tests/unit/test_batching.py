@@ -1,0 +1,53 @@
+"""The search for a batch size, on networks whose speed is made up."""
+
+import pytest
+import torch
+
+from drbench.certifiers import batching
+
+
+@pytest.fixture
+def search(monkeypatch):
+    """Search with a given seconds(rows) instead of a clock; returns (found, sizes tried)."""
+
+    def run(seconds, most=batching.LARGEST):
+        tried = []
+
+        def measure(defense, sigma, rows):
+            tried.append(rows)
+            return rows / seconds(rows)
+
+        monkeypatch.setattr(batching, "_rows_per_second", measure)
+        return batching.find_batch_rows(None, 0.5, most), tried
+
+    return run
+
+
+def test_smallest_of_the_best_sizes(search):
+    found, tried = search(lambda rows: 0.01 + rows / 1e5)  # launch cost and throughput: gains fade slowly
+    assert found == 8192 and tried[-1] == 8192
+    found, tried = search(lambda rows: max(0.001, rows / 1e5))  # gains end at 100 rows
+    assert found == 128 and tried == [32, 64, 128, 256, 512]
+
+
+def test_a_plateau_ends_the_search(search):
+    assert search(lambda rows: rows / 5000) == (32, [32, 64, 128])
+
+
+def test_a_slow_network_is_not_asked_for_large_batches(search):
+    found, tried = search(lambda rows: 1.5 + rows / 1000)
+    assert tried == [32, 64, 128, 256, 512] and found == 512  # the call with 512 rows took 2.01 s
+
+
+def test_no_more_than_the_run_needs(search):
+    assert search(lambda rows: 1.0, most=100)[1] == [32, 64]
+    assert search(lambda rows: 1.0, most=3)[1] == [32]
+
+
+def test_memory_ends_the_search(search):
+    def seconds(rows):
+        if rows > 100:
+            raise torch.OutOfMemoryError("out of memory")
+        return 0.1
+
+    assert search(seconds) == (64, [32, 64, 128])
