@@ -26,6 +26,7 @@ class Forward:
         self, defense: Defense, sigma: float, rows: int, backed_off: Callable[[int], None] = lambda rows: None
     ):
         self.defense, self.sigma, self.rows, self.backed_off = defense, sigma, rows, backed_off
+        self.device = defense.device  # kept: looking it up walks all modules
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) -> (B, K)."""

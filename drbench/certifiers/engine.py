@@ -72,7 +72,7 @@ def count_votes(
     seed, block : int
         Key of the random streams; part of the identity of a run.
     """
-    make = _batches(x.numpy(), requests, forward.sigma, seed, block, forward.rows, forward.defense.device)
+    make = _batches(x.numpy(), requests, forward.sigma, seed, block, forward.rows, forward.device)
     classes = forward.defense.num_classes
     carried = np.zeros(classes + 1, np.int64)
     before: tuple[_Batch, Tensor] | None = None
@@ -132,7 +132,7 @@ def _fill(batch: _Batch, image: np.ndarray, noise: np.random.Generator, sigma: f
 @torch.inference_mode()
 def _count(forward: Forward, batch: _Batch, classes: int) -> Tensor:
     """(requests of the batch, classes + 1) counts on the device; the last column counts non-finite rows."""
-    device = forward.defense.device
+    device = forward.device
     logits = forward(batch.noisy.to(device, non_blocking=True), Draws(batch.spans, device))
     if logits.shape != (len(batch.owners), classes):
         raise DrbenchError(
