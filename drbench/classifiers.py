@@ -43,11 +43,34 @@ def fit_classifier(
     """Cross-entropy training on images under Gaussian noise of level `sigma` (0: clean), unclipped.
 
     Cohen et al. 2019 (arXiv 1902.02918), section 3.3: "train with Gaussian data augmentation at variance sigma^2".
+    A share `recipe.mixup` of each batch is mixed before the noise is added: see `mixup`.
     """
+    classes = torch.eye(network(x[:1]).shape[1], device=x.device)
 
     def loss(rng: Generator) -> Tensor:
         images, labels = sample(x, y, recipe, rng)
+        images, targets = mixup(images, classes[labels], recipe.mixup, rng)
         noisy = images + sigma * torch.randn(images.shape, generator=rng).to(images.device)
-        return nn.functional.cross_entropy(network(noisy), labels)
+        return nn.functional.cross_entropy(network(noisy), targets)
 
     train(network, loss, recipe, log)
+
+
+def mixup(x: Tensor, targets: Tensor, share: float, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Replace the first `share` of the rows by w a + (1 - w) b, w uniform in [0, 1], b another row; targets likewise.
+
+    What a denoiser makes of very noisy images are such mixtures: a mean over the images that are still possible.
+    Zhang et al. 2018, "mixup: beyond empirical risk minimization", arXiv 1710.09412, with alpha = 1.
+    """
+    mixed = round(share * len(x))
+    if mixed == 0:
+        return x, targets
+    weight = torch.rand(mixed, generator=rng).to(x.device)
+    partner = torch.randperm(len(x), generator=rng)[:mixed].to(x.device)
+
+    def mix(values: Tensor) -> Tensor:
+        return torch.cat(
+            (values[partner].lerp(values[:mixed], weight.view(-1, *[1] * (values.ndim - 1))), values[mixed:])
+        )
+
+    return mix(x), mix(targets)

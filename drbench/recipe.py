@@ -20,6 +20,7 @@ class Recipe:
     clip: float = 1.0  # largest gradient norm
     shift: float = 0.0  # augmentation: largest translation, pixels
     rotate: float = 0.0  # augmentation: largest rotation, degrees
+    mixup: float = 0.0  # classifiers: share of each batch that is mixed with other images, in [0, 1]
     seed: int = 0
     state: str | None = None  # file for the resumable state; None: not resumable
 
@@ -28,3 +29,5 @@ class Recipe:
         wrong = [f"{name}={value}" for name, value in positive.items() if value <= 0]
         if wrong or self.warmup < 0 or self.weight_decay < 0:
             raise DrbenchError(f"training recipe: expected positive values, got {', '.join(wrong) or self}")
+        if not 0 <= self.mixup <= 1:
+            raise DrbenchError(f"training recipe: mixup is a share in [0, 1], got {self.mixup}")

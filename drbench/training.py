@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from drbench.errors import DrbenchError
+from drbench.memory import keep_freed_memory
 from drbench.recipe import Recipe
 
 SAVE_EVERY = 500  # steps between saved states
@@ -36,6 +37,7 @@ def train(
     log : callable
         Called as `log(step, loss)` after each step.
     """
+    keep_freed_memory()
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}

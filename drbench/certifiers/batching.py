@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from drbench.api import Defense, Draws
+from drbench.memory import keep_freed_memory
 
 SMALLEST, LARGEST = 32, 8192
 SECONDS_PER_SIZE = 0.1  # time spent on each candidate: a second or two for the whole search of a fast network
+TURNS = 5  # repetitions for the sizes that come near the best
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
 
 
@@ -27,6 +30,7 @@ class Forward:
     ):
         self.defense, self.sigma, self.rows, self.backed_off = defense, sigma, rows, backed_off
         self.device = defense.device  # kept: looking it up walks all modules
+        keep_freed_memory()
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -61,14 +65,15 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @torch.inference_mode()
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
-    """The smallest batch whose measured rows per second are within 3 % of the best found.
+    """The smallest batch whose measured rows per second are within 1 % of the best found.
 
-    Doubles the batch until two sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds, memory
-    runs out, or `most` rows are reached.
+    Doubles the batch until three sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds,
+    memory runs out, or `most` rows are reached. Then the sizes that came near the best are timed again, in turns.
     """
+    keep_freed_memory()
     rates: dict[int, float] = {}
     rows, best, without_gain = SMALLEST, 0.0, 0
-    while rows <= max(min(most, LARGEST), SMALLEST) and without_gain < 2:
+    while rows <= max(min(most, LARGEST), SMALLEST) and without_gain < 3:
         try:
             rates[rows] = _rows_per_second(defense, sigma, rows)
         except RuntimeError as error:
@@ -80,7 +85,11 @@ def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
         if rows / rates[rows] > LONGEST:
             break
         rows *= 2
-    return min((rows for rows, rate in rates.items() if rate >= 0.97 * best), default=1)
+    near = [rows for rows, rate in rates.items() if rate >= 0.8 * best and rows / rate < LONGEST / 10]
+    if len(near) > 1:
+        turns = [[_rows_per_second(defense, sigma, rows) for rows in near] for _ in range(TURNS)]
+        rates = {rows: statistics.median(found) for rows, found in zip(near, zip(*turns, strict=True), strict=True)}
+    return min((rows for rows, rate in rates.items() if rate >= 0.99 * max(rates.values())), default=1)
 
 
 def _rows_per_second(defense: Defense, sigma: float, rows: int) -> float:

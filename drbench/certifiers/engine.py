@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drbench.api import Draws, DrbenchError
 from drbench.certifiers.batching import Forward
-from drbench.draws import Span, block_key, stream
+from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
 
 class Request(NamedTuple):
@@ -39,21 +39,26 @@ class Votes(NamedTuple):
 
 @dataclass
 class _Batch:
-    """Rows under construction. `owners[i]` is the position in `requests` of the request that row i belongs to."""
+    """Which draws make up a batch, and of which images. A request may begin in one batch and end in a later one."""
 
-    noisy: Tensor
-    owners: np.ndarray
-    filled: int = 0
-    spans: list[Span] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)  # for each span, the position of its request in `requests`,
+    images: list[int] = field(default_factory=list)  # and the number of the image that is copied
+    filled: int = 0
     last_is_complete: bool = False
 
-    def pad(self) -> None:
-        """Repeat the last row up to the constant batch shape; the votes of padding are dropped."""
-        if self.filled < len(self.owners):
-            self.noisy[self.filled :] = self.noisy[self.filled - 1]
-            self.owners[self.filled :] = len(self.requests)
-            self.spans.append(Span(block_key(0, "padding", 0.0, "padding", 0), 0, len(self.owners) - self.filled))
+    def add(self, span: Span, owner: int, image: int) -> None:
+        self.spans.append(span)
+        self.owners.append(owner)
+        self.images.append(image)
+        self.filled += span.stop - span.start
+
+    def pad(self, rows: int) -> None:
+        """Fill up to the constant batch shape; owner `len(requests)` stands for votes that are dropped."""
+        if self.filled < rows:
+            span = Span(block_key(0, "padding", 0.0, "padding", 0), 0, rows - self.filled)
+            self.add(span, len(self.requests), self.images[-1])
 
 
 def count_votes(
@@ -72,75 +77,81 @@ def count_votes(
     seed, block : int
         Key of the random streams; part of the identity of a run.
     """
-    make = _batches(x.numpy(), requests, forward.sigma, seed, block, forward.rows, forward.device)
-    classes = forward.defense.num_classes
-    carried = np.zeros(classes + 1, np.int64)
+    carried = np.zeros(forward.defense.num_classes + 1, np.int64)
     before: tuple[_Batch, Tensor] | None = None
-    # One thread draws the noise of the next batch while the network works on this one, and the counts of a batch are
-    # fetched only after the next was launched: neither the host nor the device waits for the other.
-    with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(next, make, None)
-        while (batch := upcoming.result()) is not None:
-            upcoming = ahead.submit(next, make, None)
-            counts = _count(forward, batch, classes)
-            if before is not None:
-                yield from _settle(*before, carried)
-            before = batch, counts
+    batches = _noisy(_batches(requests, forward.sigma, seed, block, forward.rows), x, forward.sigma, forward.device)
+    # An accelerator leaves the host free: a thread draws the noise of the next batch while the network works on this
+    # one, and the counts of a batch are fetched only after the next was launched, so that neither waits for the other.
+    # On the host itself all cores belong to the network, and a thread beside it would only hold it up.
+    for batch, noisy, owners in batches if forward.device.type == "cpu" else _ahead(batches):
+        counts = _count(forward, batch, noisy, owners)
         if before is not None:
             yield from _settle(*before, carried)
+        before = batch, counts
+    if before is not None:
+        yield from _settle(*before, carried)
 
 
-def _batches(
-    x: np.ndarray, requests: Iterable[Request], sigma: float, seed: int, block: int, rows: int, device: torch.device
-) -> Iterator[_Batch]:
-    def new() -> _Batch:
-        noisy = torch.empty(rows, *x.shape[1:], pin_memory=device.type == "cuda")
-        return _Batch(noisy, np.zeros(rows, np.int64))
+def _ahead(items: Iterator) -> Iterator:
+    """The same items, each made by a thread while its predecessor is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
 
-    batch = new()
+
+def _batches(requests: Iterable[Request], sigma: float, seed: int, block: int, rows: int) -> Iterator[_Batch]:
+    batch = _Batch()
     for request in requests:
         batch.requests.append(request)
         for index, first in enumerate(range(0, request.draws, block)):
             key = block_key(seed, request.image_id, sigma, request.stage, index)
-            noise, size, done = stream(key), min(block, request.draws - first), 0
+            size, done = min(block, request.draws - first), 0
             while done < size:
                 take = min(size - done, rows - batch.filled)
-                _fill(batch, x[request.row], noise, sigma, take)
-                batch.spans.append(Span(key, done, done + take))
+                batch.add(Span(key, done, done + take), len(batch.requests) - 1, request.row)
                 done += take
                 batch.last_is_complete = first + done == request.draws
                 if batch.filled == rows:
                     yield batch
-                    batch = new()
+                    batch = _Batch()
                     if first + done < request.draws:
                         batch.requests.append(request)
     if batch.filled:
-        batch.pad()
+        batch.pad(rows)
         yield batch
 
 
-def _fill(batch: _Batch, image: np.ndarray, noise: np.random.Generator, sigma: float, rows: int) -> None:
-    """Append `rows` copies of the image plus sigma times the next numbers of its noise stream."""
-    target = batch.noisy.numpy()[batch.filled : batch.filled + rows]
-    noise.standard_normal(out=target, dtype=np.float32)
-    target *= np.float32(sigma)
-    target += image
-    batch.owners[batch.filled : batch.filled + rows] = len(batch.requests) - 1
-    batch.filled += rows
+def _noisy(
+    batches: Iterable[_Batch], x: Tensor, sigma: float, device: torch.device
+) -> Iterator[tuple[_Batch, Tensor, Tensor]]:
+    """Each batch with its noisy images, and for each of its rows the owner; both still on the host."""
+    flat = x.flatten(1).numpy()
+    for batch in batches:
+        rows = normals(batch.spans, INPUT_NOISE, flat.shape[1])
+        rows *= np.float32(sigma)
+        lengths, at = [span.stop - span.start for span in batch.spans], 0
+        for length, image in zip(lengths, batch.images, strict=True):
+            rows[at : at + length] += flat[image]
+            at += length
+        noisy = torch.from_numpy(rows.reshape(-1, *x.shape[1:]))
+        owners = torch.from_numpy(np.repeat(batch.owners, lengths))
+        yield batch, noisy.pin_memory() if device.type == "cuda" else noisy, owners
 
 
 @torch.inference_mode()
-def _count(forward: Forward, batch: _Batch, classes: int) -> Tensor:
+def _count(forward: Forward, batch: _Batch, noisy: Tensor, owners: Tensor) -> Tensor:
     """(requests of the batch, classes + 1) counts on the device; the last column counts non-finite rows."""
-    device = forward.device
-    logits = forward(batch.noisy.to(device, non_blocking=True), Draws(batch.spans, device))
-    if logits.shape != (len(batch.owners), classes):
+    device, classes = forward.device, forward.defense.num_classes
+    logits = forward(noisy.to(device, non_blocking=True), Draws(batch.spans, device))
+    if logits.shape != (len(owners), classes):
         raise DrbenchError(
-            f"{type(forward.defense).__name__}.logits: expected shape {(len(batch.owners), classes)} "
+            f"{type(forward.defense).__name__}.logits: expected shape {(len(owners), classes)} "
             f"(rows, num_classes), got {tuple(logits.shape)}"
         )
-    vote = logits.argmax(dim=1).where(logits.isfinite().all(dim=1), classes)
-    owners = torch.from_numpy(batch.owners).to(device, non_blocking=True)
+    vote = logits.argmax(dim=1).where((logits * 0).sum(dim=1) == 0, classes)  # 0, unless a logit is not finite
+    owners = owners.to(device, non_blocking=True)
     counts = torch.zeros(len(batch.requests) + 1, classes + 1, dtype=torch.int64, device=device)  # last row: padding
     # Not bincount, which waits for the device to size its result.
     return counts.index_put_((owners, vote), torch.ones_like(vote), accumulate=True)[:-1]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats as reference
 
-from drbench.draws import Draws, Span, block_key, stream
+from drbench.draws import Draws, Span, block_key, normals
 
 
 def test_every_part_of_the_key_matters():
@@ -23,15 +23,24 @@ def test_every_part_of_the_key_matters():
     assert block_key(*base) == 36386920500503659510125445429797719784  # a changed key would change every result
 
 
-def test_pieces_and_prefixes_of_a_stream_are_the_stream():
+@pytest.mark.parametrize("size", [1, 3, 64, 75, 2_000])
+def test_rows_of_a_block_do_not_depend_on_how_it_is_cut(size):
     key = block_key(0, 1, 0.5, "estimate", 0)
-    whole = stream(key).standard_normal((100, 64), dtype=np.float32)
-    reader = stream(key)
-    pieces = [np.empty((rows, 64), np.float32) for rows in (1, 36, 63)]
-    for piece in pieces:
-        reader.standard_normal(out=piece, dtype=np.float32)
-    assert np.array_equal(whole, np.concatenate(pieces))
-    assert np.array_equal(whole[:7], stream(key).standard_normal((7, 64), dtype=np.float32))
+    whole = normals([Span(key, 0, 100)], 0, size)
+    assert whole.shape == (100, size)
+    for start, stop in ((0, 1), (1, 37), (37, 100), (99, 100), (50, 50)):
+        assert np.array_equal(whole[start:stop], normals([Span(key, start, stop)], 0, size))
+    assert np.array_equal(normals([Span(key, 7, 9), Span(key, 3, 4)], 0, size), whole[[7, 8, 3]])
+
+
+def test_normals_are_box_muller_of_the_philox_words():
+    key = block_key(0, 1, 0.5, "estimate", 0)
+    words = np.random.Philox(key=key, counter=[0, 0, 0, 3]).random_raw(500)
+    low, high = words & np.uint64(2**32 - 1), words >> np.uint64(32)
+    radius = np.sqrt(-2 * np.log((high.astype(float) + 0.5) / 2**32))
+    angle = 2 * np.pi * low.astype(float) / 2**32
+    expected = np.stack((radius * np.cos(angle), radius * np.sin(angle)), 1).ravel()
+    assert np.allclose(normals([Span(key, 0, 10)], 3, 100).ravel(), expected, rtol=1e-3, atol=3e-6)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +68,7 @@ def test_rows_do_not_depend_on_the_batch(read):
 def test_own_draws_are_not_the_input_noise():
     key = block_key(0, 1, 0.25, "select", 0)
     own = Draws([Span(key, 0, 10)]).randn(10, 64).numpy()
-    noise = stream(key).standard_normal((10, 64), dtype=np.float32)
-    assert abs(np.corrcoef(own.ravel(), noise.ravel())[0, 1]) < 5 / np.sqrt(640)
+    assert abs(np.corrcoef(own.ravel(), normals([Span(key, 0, 10)], 0, 64).ravel())[0, 1]) < 5 / np.sqrt(640)
 
 
 def test_first_dimension_must_be_the_rows():
@@ -73,7 +81,7 @@ def test_first_dimension_must_be_the_rows():
 def test_noise_is_normal():
     values = np.concatenate(
         [
-            stream(block_key(0, image, 0.5, "estimate", block)).standard_normal(1000, dtype=np.float32)
+            normals([Span(block_key(0, image, 0.5, "estimate", block), 0, 10)], 0, 100).ravel()
             for image in range(10)
             for block in range(10)
         ]

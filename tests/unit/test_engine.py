@@ -10,7 +10,7 @@ from drbench.api import Defense, DrbenchError
 from drbench.certifiers import gaussian
 from drbench.certifiers.batching import Forward, find_batch_rows
 from drbench.certifiers.engine import Request, count_votes
-from drbench.draws import block_key, stream
+from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
 
 class Linear(Defense):
@@ -84,8 +84,8 @@ def test_noise_is_the_stream_of_the_block_to_the_last_bit():
         for row, name in enumerate("ab"):
             for stage, sizes in (("select", [10]), ("estimate", [100, 50])):
                 for block, size in enumerate(sizes):
-                    noise = stream(block_key(3, name, 0.25, stage, block)).standard_normal((size, 1, 8, 8), np.float32)
-                    want.append(torch.from_numpy(noise * np.float32(0.25) + x[row].numpy()))
+                    noise = normals([Span(block_key(3, name, 0.25, stage, block), 0, size)], INPUT_NOISE, 64)
+                    want.append(torch.from_numpy(noise * np.float32(0.25)).reshape(size, 1, 8, 8) + x[row])
         assert torch.equal(seen[:320], torch.cat(want))
 
 
