@@ -47,8 +47,9 @@ class Span(NamedTuple):
 
 
 def normals(spans: Sequence[Span], index: int, size: int) -> np.ndarray:
-    """Standard normals of stream `index`: (rows of all spans, size) float32; row i depends on its block and place alone.
+    """Standard normals of stream `index`, (rows of all spans, size) float32.
 
+    Row i depends on its block and its place in it alone.
     Each 64-bit word gives two numbers (Box and Muller 1958): 32 bits for the radius, so the largest magnitude is 6.76,
     which a true normal exceeds once in 7e10 draws; and 32 bits for the angle. A row starts at a word of its own.
     """
