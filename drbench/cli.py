@@ -18,7 +18,8 @@ EXAMPLES = {
     "resume": "drbench resume results/digits/runs/undefended/*\n  drbench resume results/digits",
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
     "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
-    "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN",
+    "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
+    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
@@ -67,8 +68,11 @@ def parser() -> argparse.ArgumentParser:
         ("plot", "radius curves as PNG and SVG"),
     ):
         made = verb(name, text)
-        made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        many = "*" if name == "table" else "+"
+        made.add_argument("paths", nargs=many, metavar="RUN", help="run folders, or folders above them")
         made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
+        if name == "table":
+            made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
     verb("check", "conformance suite of one defense").add_argument("name")
     return top
 
@@ -199,8 +203,19 @@ def _verify(args) -> int:
 
 
 def _table(args) -> None:
-    from drbench import record, summary, tables
+    from drbench import compare, record, summary, tables
+    from drbench.errors import DrbenchError
 
+    if bool(args.paths) == bool(args.compare):
+        raise DrbenchError("expected run folders, or --compare A B")
+    if args.compare:
+        sides = [[record.read(folder) for folder in record.find([path])] for path in args.compare]
+        differences = compare.compare(*sides)
+        if args.out is None:
+            print(compare.render(differences))
+        else:
+            print(*compare.write(differences, args.out))
+        return
     frame = summary.frame([record.read(folder) for folder in record.find(args.paths)])
     if args.out is None:
         print(tables.render_markdown(frame))

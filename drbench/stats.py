@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate, Evidence
@@ -61,6 +61,29 @@ def interval(k: int, n: int, confidence: float = 0.95, method: str = "clopper-pe
     centre, shrink = (k + z * z / 2) / (n + z * z), 1 / (1 + z * z / n)
     half = shrink * z * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided score interval of p_A - p_B for two methods on the same n images; not degenerate without differences.
+
+    `only_a` images are right under A alone, `only_b` under B alone. A limit is a difference d whose score
+    (only_a - only_b - n d) / sqrt(n (2 q + d (1 - d))) is +-z, where q is the maximum-likelihood estimate of
+    P(B alone) given d (Tango 1998, "Equivalence test and confidence interval for the difference in proportions for
+    the paired-sample design", Statistics in Medicine 17).
+    """
+    if not (min(only_a, only_b) >= 0 and only_a + only_b <= n and n > 0):
+        raise DrbenchError(f"expected counts of n > 0 images, got only_a={only_a}, only_b={only_b}, n={n}")
+    z = float(-special.ndtri((1 - confidence) / 2))
+
+    def excess(d: float) -> float:  # (score^2 - z^2) times the squared denominator
+        b = -only_a - only_b + (2 * n - only_a + only_b) * d
+        q = (math.sqrt(max(0.0, b * b + 8 * n * only_b * d * (1 - d))) - b) / (4 * n)
+        return (only_a - only_b - n * d) ** 2 - z * z * n * (2 * q + d * (1 - d))
+
+    middle, beside = (only_a - only_b) / n, 1e-9  # without any difference the excess vanishes at the middle too
+    low = optimize.brentq(excess, -1, middle - beside) if excess(-1) > 0 else -1.0
+    high = optimize.brentq(excess, middle + beside, 1) if excess(1) > 0 else 1.0
+    return float(low), float(high)
 
 
 # ---- radii --------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
@@ -59,8 +60,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "summary", "tables", "testing"}
-        | {"verify"},
+        | {"catalogue", "compare", "config", "fitting", "plots", "record", "registry", "runner", "summary", "tables"}
+        | {"testing", "verify"},
         set(),
     ),
 }  # fmt: skip
