@@ -12,7 +12,7 @@ from tests.runs import make_run
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
-               "sklearn", "tqdm", "lpips", "torchvision", "pytest"}  # fmt: skip
+               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "classifiers": ({"recipe", "training"}, {"torch"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "certifiers"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
-    "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn"}),
+    "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),

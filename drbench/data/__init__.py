@@ -1,6 +1,6 @@
 """Data sets: `load(name, split, subset)` gives `Images` with stable ids and pixels in [0, 1].
 
-A data set is a module with `open_split(split, root) -> Source`; only the images of the subset are decoded.
+A data set is a module with `open_split(split, root, name) -> Source`; only the images of the subset are decoded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from torch import Tensor
 from drbench.data.subsets import choose, label
 from drbench.errors import DrbenchError, did_you_mean
 
-DATASETS = {"digits": "drbench.data.digits"}
+DATASETS = {
+    "digits": "drbench.data.digits",
+    "cifar10": "drbench.data.cifar10",
+    "cifar10-jpeg": "drbench.data.cifar10",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def load(name: str, split: str = "test", subset: str = "all", root: str | Path |
     """
     if name not in DATASETS:
         raise DrbenchError(f"unknown data set {name!r}{did_you_mean(name, DATASETS)}")
-    source = import_module(DATASETS[name]).open_split(split, root)
+    source = import_module(DATASETS[name]).open_split(split, root, name)
     return from_source(source, name, split, subset)
 
 

@@ -18,7 +18,7 @@ PER_CLASS = {"test": 50, "validation": 20}  # the rest, 1,097 images, trains
 TEST_SHA256 = "1558bfb9aca666e87f4e36e483d4b957a106c7c32dffc41970888c008f2dade9"
 
 
-def open_split(split: str, root: Path | None = None):
+def open_split(split: str, root: Path | None = None, name: str = "digits"):
     """Source of a fixed, stratified split: "train" (1,097), "validation" (200), "test" (500); ids are row numbers.
 
     The classes take turns, so that `firstN` is balanced for every multiple of ten (in test and validation).
