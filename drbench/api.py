@@ -54,7 +54,8 @@ class Defense(nn.Module, ABC):
     def logits(self, z: Tensor, sigma: float, draws: Draws) -> Tensor:
         """Class scores of images that carry noise of standard deviation `sigma`.
 
-        Begin with `self.require(sigma)`, so that an undeclared level is refused.
+        Begin with `self.require(sigma)`, so that an undeclared level is refused. The engine calls this from several
+        threads at once: keep nothing of a call in `self`.
 
         Parameters
         ----------

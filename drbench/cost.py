@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ class Evaluations:
 
     def __init__(self, defense: Defense):
         self.counts = dict.fromkeys(defense.networks(), 0)
+        self._lock = threading.Lock()  # the engine calls the networks from several threads
         self._hooks = [
             network.register_forward_pre_hook(self._counter(name), with_kwargs=True)
             for name, network in defense.networks().items()
@@ -21,7 +24,8 @@ class Evaluations:
     def _counter(self, name: str):
         def count(module, args, kwargs) -> None:
             first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            self.counts[name] += len(first)
+            with self._lock:
+                self.counts[name] += len(first)
 
         return count
 

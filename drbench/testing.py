@@ -51,6 +51,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         calls.check_logits_not_probabilities,
         calls.check_undeclared_sigma,
         calls.check_pure,
+        calls.check_side_by_side,
         calls.check_rng_only,
         calls.check_randomized_flag,
         calls.check_rows_independent,

@@ -104,6 +104,13 @@ def faulty(check_name, phrases, name, base=Plain, **members):
     FAULTS.append(pytest.param(check_name, phrases, defense_class, id=f"{check_name}-{name}"))
 
 
+def keep_the_input(self, z, sigma, draws):
+    self.require(sigma)
+    self.kept = z
+    scores = self.classifier(z)
+    return scores + self.kept.flatten(1)[:, : self.num_classes]
+
+
 def changed(change):
     """An `__init__` that builds the correct adapter and then changes it."""
 
@@ -215,6 +222,7 @@ faulty("pure", ["norm.running_mean", "BatchNorm"], "NormState", TrainingNorm)
 faulty("pure", ["train and eval mode"], "SwitchesMode",
        before=lambda self, z, draws: self.classifier.train() and z)
 faulty("pure", ["second identical call", "count calls"], "Counting", before=count_calls)
+faulty("side_by_side", ["keep nothing of a call"], "KeepsItsInput", logits=keep_the_input)
 faulty("rng_only", ["torch", "draws.randn"], "GlobalTorch", randomized=True,
        **before(lambda z: z + 0.1 * torch.randn_like(z)))
 faulty("rng_only", ["numpy"], "GlobalNumpy", **before(lambda z: z + 0 * np.random.rand()))

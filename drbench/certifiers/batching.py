@@ -18,6 +18,21 @@ TURNS = 5  # repetitions for the sizes that come near the best
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
 
 
+def workers(device: torch.device) -> int:
+    """How many batches are worked on side by side.
+
+    On the CPU as many as there are cores, each of which runs the network by itself: that keeps the cores busier than
+    all of them on one batch, noise is drawn in parallel, and the answers do not depend on the number of cores. On an
+    accelerator two, so that one draws noise while the other waits for the device.
+    """
+    return torch.get_num_threads() if device.type == "cpu" else 2
+
+
+def largest_useful(rows: int, total: int, device: torch.device) -> int:
+    """At most `rows` rows a batch, and no more than give every worker a part of `total`."""
+    return max(1, min(rows, -(-total // workers(device))))
+
+
 class Forward:
     """`defense.logits` in chunks of at most `rows`, halved for good whenever the device runs out of memory.
 
@@ -65,15 +80,24 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 @torch.inference_mode()
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
-    """The smallest batch whose measured rows per second are within 1 % of the best found.
+    """The smallest batch whose measured rows per second, in one worker, are within 1 % of the best found.
 
     Doubles the batch until three sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds,
     memory runs out, or `most` rows are reached. Then the sizes that came near the best are timed again, in turns.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if defense.device.type == "cpu" else threads)
+    try:
+        return _search(defense, sigma, largest_useful(LARGEST, most, defense.device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _search(defense: Defense, sigma: float, most: int) -> int:
     keep_freed_memory()
     rates: dict[int, float] = {}
     rows, best, without_gain = SMALLEST, 0.0, 0
-    while rows <= max(min(most, LARGEST), SMALLEST) and without_gain < 3:
+    while rows <= max(most, SMALLEST) and without_gain < 3:
         try:
             rates[rows] = _rows_per_second(defense, sigma, rows)
         except RuntimeError as error:

@@ -6,8 +6,10 @@ many images, so counts do not depend on batch size, image order, or where a run 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from drbench.api import Draws, DrbenchError
-from drbench.certifiers.batching import Forward
+from drbench.certifiers.batching import Forward, workers
 from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
 
@@ -78,27 +80,28 @@ def count_votes(
         Key of the random streams; part of the identity of a run.
     """
     carried = np.zeros(forward.defense.num_classes + 1, np.int64)
-    before: tuple[_Batch, Tensor] | None = None
-    batches = _noisy(_batches(requests, forward.sigma, seed, block, forward.rows), x, forward.sigma, forward.device)
-    # An accelerator leaves the host free: a thread draws the noise of the next batch while the network works on this
-    # one, and the counts of a batch are fetched only after the next was launched, so that neither waits for the other.
-    # On the host itself all cores belong to the network, and a thread beside it would only hold it up.
-    for batch, noisy, owners in batches if forward.device.type == "cpu" else _ahead(batches):
-        counts = _count(forward, batch, noisy, owners)
-        if before is not None:
-            yield from _settle(*before, carried)
-        before = batch, counts
-    if before is not None:
-        yield from _settle(*before, carried)
+    flat = x.flatten(1).numpy()
+    with _pool(forward.device) as pool:
+        pending: deque[tuple[_Batch, Future]] = deque()
+        for batch in _batches(requests, forward.sigma, seed, block, forward.rows):
+            pending.append((batch, pool.submit(_count, forward, batch, flat)))
+            if len(pending) > workers(forward.device):  # one batch waits, so that no worker does
+                yield from _settle(*pending.popleft(), carried)
+        while pending:
+            yield from _settle(*pending.popleft(), carried)
 
 
-def _ahead(items: Iterator) -> Iterator:
-    """The same items, each made by a thread while its predecessor is in use."""
-    with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = thread.submit(next, items, None)
-            yield item
+@contextmanager
+def _pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each take whole batches: noise, network, counts."""
+    threads = torch.get_num_threads()
+    one_core = {"initializer": torch.set_num_threads, "initargs": (1,)} if device.type == "cpu" else {}
+    pool = ThreadPoolExecutor(workers(device), **one_core)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # threads that start later take the number that was set last
 
 
 def _batches(requests: Iterable[Request], sigma: float, seed: int, block: int, rows: int) -> Iterator[_Batch]:
@@ -123,43 +126,36 @@ def _batches(requests: Iterable[Request], sigma: float, seed: int, block: int, r
         yield batch
 
 
-def _noisy(
-    batches: Iterable[_Batch], x: Tensor, sigma: float, device: torch.device
-) -> Iterator[tuple[_Batch, Tensor, Tensor]]:
-    """Each batch with its noisy images, and for each of its rows the owner; both still on the host."""
-    flat = x.flatten(1).numpy()
-    for batch in batches:
-        rows = normals(batch.spans, INPUT_NOISE, flat.shape[1])
-        rows *= np.float32(sigma)
-        lengths, at = [span.stop - span.start for span in batch.spans], 0
-        for length, image in zip(lengths, batch.images, strict=True):
-            rows[at : at + length] += flat[image]
-            at += length
-        noisy = torch.from_numpy(rows.reshape(-1, *x.shape[1:]))
-        owners = torch.from_numpy(np.repeat(batch.owners, lengths))
-        yield batch, noisy.pin_memory() if device.type == "cuda" else noisy, owners
-
-
 @torch.inference_mode()
-def _count(forward: Forward, batch: _Batch, noisy: Tensor, owners: Tensor) -> Tensor:
-    """(requests of the batch, classes + 1) counts on the device; the last column counts non-finite rows."""
+def _count(forward: Forward, batch: _Batch, flat: np.ndarray) -> np.ndarray:
+    """(requests of the batch, classes + 1) counts; the last column counts non-finite rows. `flat`: (M, C * H * W)."""
     device, classes = forward.device, forward.defense.num_classes
-    logits = forward(noisy.to(device, non_blocking=True), Draws(batch.spans, device))
-    if logits.shape != (len(owners), classes):
+    logits = forward(_noisy(forward, batch, flat), Draws(batch.spans, device))
+    lengths = [span.stop - span.start for span in batch.spans]
+    if logits.shape != (sum(lengths), classes):
         raise DrbenchError(
-            f"{type(forward.defense).__name__}.logits: expected shape {(len(owners), classes)} "
+            f"{type(forward.defense).__name__}.logits: expected shape {(sum(lengths), classes)} "
             f"(rows, num_classes), got {tuple(logits.shape)}"
         )
     vote = logits.argmax(dim=1).where((logits * 0).sum(dim=1) == 0, classes)  # 0, unless a logit is not finite
-    owners = owners.to(device, non_blocking=True)
+    owners = torch.from_numpy(np.repeat(batch.owners, lengths)).to(device, non_blocking=True)
     counts = torch.zeros(len(batch.requests) + 1, classes + 1, dtype=torch.int64, device=device)  # last row: padding
-    # Not bincount, which waits for the device to size its result.
-    return counts.index_put_((owners, vote), torch.ones_like(vote), accumulate=True)[:-1]
+    return counts.index_put_((owners, vote), torch.ones_like(vote), accumulate=True)[:-1].cpu().numpy()
 
 
-def _settle(batch: _Batch, counts: Tensor, carried: np.ndarray) -> Iterator[Votes]:
+def _noisy(forward: Forward, batch: _Batch, flat: np.ndarray) -> Tensor:
+    rows = normals(batch.spans, INPUT_NOISE, flat.shape[1])
+    rows *= np.float32(forward.sigma)
+    at = 0
+    for span, image in zip(batch.spans, batch.images, strict=True):
+        rows[at : (at := at + span.stop - span.start)] += flat[image]
+    noisy = torch.from_numpy(rows.reshape(-1, *forward.defense.input_shape))
+    return noisy.pin_memory().to(forward.device, non_blocking=True) if forward.device.type == "cuda" else noisy
+
+
+def _settle(batch: _Batch, counts: Future[np.ndarray], carried: np.ndarray) -> Iterator[Votes]:
     """Yield the requests that this batch completes; `carried` keeps the counts of one that goes on."""
-    for position, (request, row) in enumerate(zip(batch.requests, counts.cpu().numpy(), strict=True)):
+    for position, (request, row) in enumerate(zip(batch.requests, counts.result(), strict=True)):
         carried += row
         if position < len(batch.requests) - 1 or batch.last_is_complete:
             counted = {int(c): int(carried[c]) for c in np.flatnonzero(carried[:-1])}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from drbench.api import Defense, DrbenchError, Evidence
-from drbench.certifiers.batching import Forward
+from drbench.certifiers.batching import Forward, largest_useful
 from drbench.certifiers.engine import Request, count_votes
 from drbench.evidence import Stage
 
@@ -63,7 +63,7 @@ def observe(
     defense.require(sigma)
     check_images(defense, x)
     check_draws(n0, n, block, batch_rows)
-    forward = Forward(defense, sigma, min(batch_rows, len(x) * (n0 + n)), backed_off)
+    forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
     requests = (
         Request(row, ids[row], stage, draws)
         for row in range(len(x))

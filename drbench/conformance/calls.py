@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from threading import Event, get_ident
 
 import torch
 from torch import Tensor
@@ -116,6 +118,54 @@ def check_pure(case: Case) -> None:
             f"sigma {sigma:g}: a second identical call differs by {gap:.2g}: do not count calls or keep "
             "results between them",
         )
+
+
+def check_side_by_side(case: Case) -> None:
+    """A call that is overtaken by another one, in another thread, gives the same logits: the engine works like this."""
+    defense = case.fresh()
+    for sigma in ends(defense):
+        z, other = case.noisy(8, sigma), case.noisy(8, sigma).flip(0)
+        alone = [scores(defense, images, sigma) for images in (z, other)]
+        with _Overtaken(defense) as overtaken, ThreadPoolExecutor(1) as thread:
+            first = thread.submit(overtaken.call, lambda sigma=sigma, z=z: scores(defense, z, sigma))
+            overtaken.wait_until_inside(first)
+            second = scores(defense, other, sigma)
+            overtaken.go_on.set()
+            gap = max(float(gaps(a, b).max()) for a, b in zip((first.result(), second), alone, strict=True))
+        expect(
+            gap <= TOLERANCE,
+            f"sigma {sigma:g}: two calls at the same time change each other's logits by {gap:.2g}: keep nothing of a "
+            "call in the defense (`self.z = z`); pass it on as an argument",
+        )
+
+
+class _Overtaken:
+    """Holds the first network call of one thread until `go_on` is set."""
+
+    def __init__(self, defense: Defense):
+        self.inside, self.go_on, self.thread = Event(), Event(), None
+        self._hooks = [network.register_forward_pre_hook(self._hold) for network in defense.networks().values()]
+
+    def _hold(self, module, args) -> None:
+        if get_ident() == self.thread and not self.inside.is_set():
+            self.inside.set()
+            self.go_on.wait()
+
+    def call(self, work: Callable) -> Tensor:
+        self.thread = get_ident()
+        return work()
+
+    def wait_until_inside(self, future: Future) -> None:
+        while not (future.done() or self.inside.wait(0.01)):
+            pass
+
+    def __enter__(self) -> _Overtaken:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.go_on.set()
+        for hook in self._hooks:
+            hook.remove()
 
 
 def check_rng_only(case: Case) -> None:

@@ -18,7 +18,7 @@ def search(monkeypatch):
             return rows / seconds(rows)
 
         monkeypatch.setattr(batching, "_rows_per_second", measure)
-        found = batching.find_batch_rows(None, 0.5, most)
+        found = batching._search(None, 0.5, most)
         return found, list(dict.fromkeys(tried))
 
     return run
@@ -54,7 +54,7 @@ def test_the_best_sizes_are_timed_more_than_once(monkeypatch):
         return {32: 10_000, 64: 20_000, 128: 26_000}.get(rows, 25_000) * (1.5 if lucky else 1)
 
     monkeypatch.setattr(batching, "_rows_per_second", measure)
-    assert batching.find_batch_rows(None, 0.5, 512) == 128
+    assert batching._search(None, 0.5, 512) == 128
 
 
 def test_memory_ends_the_search(search):
