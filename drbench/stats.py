@@ -15,6 +15,7 @@ from scipy import optimize, special
 
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate, Evidence
+from drbench.sequential import share_above
 
 VERSIONS = {"gaussian": 1}  # raised when a certifier's numbers may change; part of every record
 
@@ -153,25 +154,52 @@ def decide(kind: str, evidence: Evidence, alpha: float) -> Certificate:
     return decide_gaussian(evidence, alpha)
 
 
-def decide_gaussian(evidence: Evidence, alpha: float) -> Certificate:
+# Mode of drawing -> the share of alpha that is spent on looking at the votes before the budget ends.
+MODES = {"fixed": 0.0, "curtailed": 0.0, "sequential": 1.0, "hybrid": 0.1}
+
+
+def decide_gaussian(evidence: Evidence, alpha: float, *, mode: str = "fixed", budget: int | None = None) -> Certificate:
     """Cohen's CERTIFY: class from the selection votes (ties: lowest class), bound from the estimation votes.
 
-    Abstains unless p_lower > 1/2. `detail` holds p_lower and the multi-class radius of the same class (certified at
-    alpha by itself: a further column, not a second claim to be combined with the first).
+    Abstains unless p_lower > 1/2. `detail` holds p_lower and, in mode `fixed`, the multi-class radius of the same class
+    (certified at alpha by itself: a further column, not a second claim to be combined with the first).
+
+    Parameters
+    ----------
+    mode : {"fixed", "curtailed", "sequential", "hybrid"}
+        How many draws were made: a fixed number; of a fixed number those that could still change the outcome (the rest
+        count as votes against the class); or as many as it took, at most `budget`. "sequential" bounds the share at
+        any time (`drbench.sequential`), "hybrid" too, with a tenth of alpha, and with the rest by Clopper-Pearson where
+        the whole budget was drawn; the better of the two holds by a union bound.
+    budget : int, optional
+        Most draws of an image; needed in every mode but "fixed".
     """
     if len(evidence.stages) != 1:
         raise DrbenchError(f"certifier 'gaussian' expects evidence of one stage, got {len(evidence.stages)}")
     (stage,) = evidence.stages
     top = top_class(stage.select)
     k = stage.votes.get(top, 0)
-    rival = max((count for c, count in stage.votes.items() if c != top), default=0)
-    radius = gaussian_radius(k, stage.n, alpha, stage.sigma)
-    detail = {
-        "class": top,
-        "p_lower": cp_lower(k, stage.n, alpha),
-        "radius_multiclass": multiclass_radius(k, rival, stage.n, alpha, stage.sigma),
-    }
+    p_lower, q_upper = vote_share(mode, k, stage.n, stage.n if mode == "fixed" else budget, alpha)
+    radius = max(0.0, stage.sigma * float(-special.ndtri(q_upper)))
+    detail = {"class": top, "p_lower": p_lower}
+    if mode == "fixed":
+        rival = max((count for c, count in stage.votes.items() if c != top), default=0)
+        detail["radius_multiclass"] = multiclass_radius(k, rival, stage.n, alpha, stage.sigma)
     return Certificate(top if radius > 0 else ABSTAIN, radius, detail)
+
+
+def vote_share(mode: str, k: int, n: int, budget: int | None, alpha: float) -> tuple[float, float]:
+    """Lower limit of a share after k votes in n draws, level 1 - alpha, and 1 minus it without loss of digits."""
+    if mode not in MODES:
+        raise DrbenchError(f"unknown mode {mode!r}; available: {', '.join(MODES)}")
+    if budget is None or not 0 <= k <= n <= budget:
+        raise DrbenchError(f"mode {mode}: expected k <= n <= budget, got k={k}, n={n}, budget={budget}")
+    if mode in ("fixed", "curtailed"):
+        return cp_lower(k, budget, alpha), cp_upper(budget - k, budget, alpha)
+    limits = [share_above(k, n, MODES[mode] * alpha)]
+    if mode == "hybrid" and n == budget:
+        limits.append(cp_lower(k, n, (1 - MODES[mode]) * alpha))
+    return max(limits), 1 - max(limits)
 
 
 def top_class(counts: Mapping[int, int]) -> int:

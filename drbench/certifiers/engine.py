@@ -23,12 +23,13 @@ from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
 
 class Request(NamedTuple):
-    """`draws` noisy copies of image number `row`, from the streams of one stage."""
+    """`draws` noisy copies of image number `row`, from the streams of one stage, after its first `start` draws."""
 
     row: int
     image_id: int | str
     stage: str
     draws: int
+    start: int = 0  # a multiple of the block size
 
 
 class Votes(NamedTuple):
@@ -108,7 +109,7 @@ def _batches(requests: Iterable[Request], sigma: float, seed: int, block: int, r
     batch = _Batch()
     for request in requests:
         batch.requests.append(request)
-        for index, first in enumerate(range(0, request.draws, block)):
+        for index, first in enumerate(range(0, request.draws, block), request.start // block):
             key = block_key(seed, request.image_id, sigma, request.stage, index)
             size, done = min(block, request.draws - first), 0
             while done < size:

@@ -1,0 +1,124 @@
+"""Anytime-valid limits against the sheet's values, exact enumeration and long simulated streams."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from drbench import stats
+from drbench.errors import DrbenchError
+from drbench.sequential import log_e_above, log_e_below, share_above, share_below
+from drbench.stopping import checkpoints, rule
+
+
+@pytest.mark.parametrize(
+    ("votes", "draws", "radius", "value"),
+    [(100, 100, 1, 15.743140), (950, 1000, 1, 55.315262), (990, 1000, 2, 3.267125)],
+)
+def test_known_values(votes, draws, radius, value):
+    assert log_e_above(votes, draws, reference.norm.cdf(radius)) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.84, 0.99])
+def test_mean_is_at_most_one_under_every_null(share):
+    """Exactly, over all outcomes of n draws: 1 at the tested share, less below it."""
+    n = 60
+    e_values = np.exp([log_e_above(k, n, share) for k in range(n + 1)])
+    at = e_values @ reference.binom.pmf(np.arange(n + 1), n, share)
+    assert at <= 1 + 1e-12
+    for smaller in (0.5 * share, 0.9 * share, 0.99 * share):
+        assert e_values @ reference.binom.pmf(np.arange(n + 1), n, smaller) <= at + 1e-12
+    below = np.exp([log_e_below(k, n, share) for k in range(n + 1)])
+    assert below @ reference.binom.pmf(np.arange(n + 1), n, share) <= 1 + 1e-12
+
+
+def ever_above(share: float, horizon: int, alpha: float) -> float:
+    """P(the process reaches 1 / alpha within `horizon` draws), exactly, when the true share is the tested one."""
+    alive, hit = np.array([1.0]), 0.0  # probability of each number of votes, without a crossing so far
+    for draws in range(1, horizon + 1):
+        alive = np.concatenate((alive * (1 - share), [0])) + np.concatenate(([0], alive * share))
+        crossed = np.array([log_e_above(k, draws, share) >= -math.log(alpha) for k in range(draws + 1)])
+        hit += alive[crossed].sum()
+        alive[crossed] = 0
+    return hit
+
+
+@pytest.mark.parametrize(("share", "alpha"), [(0.5, 0.05), (0.84, 0.05)])
+def test_level_by_enumeration(share, alpha):
+    """Looked at after each of 100 draws: never above alpha, and not uselessly far below."""
+    assert alpha / 20 < ever_above(share, 100, alpha) <= alpha
+
+
+def test_limits_cross_where_the_process_does():
+    for votes, draws in ((950, 1000), (60, 100), (99_900, 100_000), (100, 100), (1000, 1000)):
+        limit = share_above(votes, draws, 0.001)
+        assert log_e_above(votes, draws, limit) == pytest.approx(math.log(1000), abs=1e-3)
+        assert limit < stats.cp_lower(votes, draws, 0.001)  # the price of looking at any time
+        assert share_below(draws - votes, draws, 0.001) == pytest.approx(1 - limit)
+        below = [log_e_above(votes, draws, limit * share) for share in (0.999, 0.9, 0.5, 0.1)]
+        assert min(below) >= math.log(1000)  # everything below the limit is refuted too
+    assert share_above(0, 10, 0.001) == 0 and share_above(5, 10, 0.001) > 0 and share_below(10, 10, 0.001) == 1
+
+
+def test_far_tails_are_finite():
+    for votes, draws, share in ((10, 1000, 0.9), (100, 100_000, 0.9), (99_990, 100_000, 0.5)):
+        assert np.isfinite([log_e_above(votes, draws, share), log_e_below(votes, draws, share)]).all()
+    with pytest.raises(DrbenchError, match="share in"):
+        log_e_above(1, 2, 1.0)
+
+
+def test_checkpoints_are_multiples_of_a_block_and_end_at_the_budget():
+    points = checkpoints(100_000)
+    assert points[:11] == [*range(100, 1200, 100)] and points[-1] == 100_000
+    assert all(point % 100 == 0 for point in points) and len(points) < 70
+    assert checkpoints(50) == [50] and checkpoints(250)[-1] == 250
+    assert max(b / a for a, b in itertools.pairwise(points[10:])) < 1.16
+
+
+RADII = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+def test_curtailed_decides_as_fixed_does():
+    """On every path: votes in any order, stopped early, certify the same targets as all draws would."""
+    budget, alpha, rng = 1000, 0.001, np.random.default_rng(0)
+    stop = rule("curtailed", RADII, budget, alpha)
+    saved = []
+    for share in (0.3, 0.5, 0.55, 0.84, 0.95, 0.97, 0.98, 0.999, 1.0):
+        for _ in range(40):
+            stream = rng.random(budget) < share
+            point = next(i for i, draws in enumerate(stop.points) if stop.stops(int(stream[:draws].sum()), i))
+            drawn = int(stop.points[point])
+            early = stats.gaussian_radius(int(stream[:drawn].sum()), budget, alpha, 1.0)
+            late = stats.gaussian_radius(int(stream.sum()), budget, alpha, 1.0)
+            for radius in RADII:
+                reached = [r > 0 if radius == 0 else r >= radius for r in (early, late)]
+                assert reached[0] == reached[1]
+            saved.append(budget - drawn)
+    assert np.mean(saved[:40]) > 250  # hopeless images stop early: 549 votes certify, and 30 % vote
+
+
+def test_sequential_rule_is_where_the_limits_pass_the_targets():
+    stop = rule("sequential", (0.0, 1.0, 2.0), 5000, 0.001, give_up=0.01)
+    for target, share in enumerate(reference.norm.cdf([0.0, 1.0, 2.0])):
+        for point in (3, 12, len(stop.points) - 1):
+            draws, votes = int(stop.points[point]), int(stop.reached[point, target])
+            if votes <= draws:
+                assert share_above(votes, draws, 0.001) >= share > share_above(votes - 1, draws, 0.001)
+            votes = int(stop.refuted[point, target])
+            if votes >= 0:
+                assert share_below(votes, draws, 0.01) <= share < share_below(votes + 1, draws, 0.01)
+
+
+@pytest.mark.slow
+def test_false_certifications_at_the_boundary():
+    """100,000 streams whose true share is the tested one, looked at on the checkpoints of a budget of 10,000."""
+    share, alpha, streams, rng = reference.norm.cdf(1.0), 0.001, 100_000, np.random.default_rng(0)
+    stop = rule("sequential", (1.0,), 10_000, alpha)
+    votes, before, hit = np.zeros(streams, np.int64), 0, np.zeros(streams, bool)
+    for draws, reached in zip(stop.points, stop.reached[:, 0], strict=True):
+        votes += rng.binomial(draws - before, share, streams)
+        hit |= votes >= reached
+        before = draws
+    assert 0 < hit.sum() <= reference.binom.ppf(0.999, streams, alpha)
