@@ -199,13 +199,14 @@ def _verify(args) -> int:
 
 
 def _table(args) -> None:
-    from drbench import record, summary, tables
+    from drbench import halting, record, summary, tables
 
-    frame = summary.frame([record.read(folder) for folder in record.find(args.paths)])
+    runs = [record.read(folder) for folder in record.find(args.paths)]
+    frame, cascades = summary.frame(runs), halting.frame(runs)
     if args.out is None:
-        print(tables.render_markdown(frame))
+        print(tables.render_markdown(frame, cascades))
     else:
-        tables.write(frame, args.out)
+        tables.write(frame, args.out, cascades)
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")
 
 

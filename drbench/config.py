@@ -195,14 +195,14 @@ def _validate(path, config: DictConfig) -> None:
         (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
     ]
     if certify.kind == "cascade":
-        scales, sigma = list(certify.sigmas or []), certify.sigma
+        scales, sigma, known = list(certify.sigmas or []), certify.sigma, " or ".join(PROTOCOLS)
         rising = all(a < b for a, b in itertools.pairwise([0.0, *scales]))
         problems += [
             (len(scales) < 2 or not rising, f"certify.sigmas are two or more rising noise levels > 0, got {scales}"),
             (sigma not in (Certify.sigma, max(scales, default=sigma)),
              f"kind cascade takes certify.sigmas, not certify.sigma, got {sigma}"),
             (not 0.5 <= certify.p0 < 1, f"certify.p0 is in [1/2, 1), below two classes could halt, got {certify.p0}"),
-            (certify.protocol not in PROTOCOLS, f"certify.protocol is {' or '.join(PROTOCOLS)}, got {certify.protocol!r}"),
+            (certify.protocol not in PROTOCOLS, f"certify.protocol is {known}, got {certify.protocol!r}"),
             (certify.protocol != "sound" and certify.p0 != 0.5, "protocol paper_code has certify.p0 = 0.5"),
         ]  # fmt: skip
     else:

@@ -106,8 +106,8 @@ def _load_start(defense: Defense, given: dict) -> None:
     odd = sorted(given.keys() ^ needed.keys()) or [key for key in needed if given[key].shape != needed[key].shape]
     if odd:
         raise DrbenchError(
-            f"train.start must give the weights of what is trained here ({', '.join(defense.trained())}), and no others; "
-            f"{len(odd)} tensors are missing, superfluous or of another shape, first: {odd[0]}"
+            f"train.start must give the weights of what is trained here ({', '.join(defense.trained())}), "
+            f"and no others; {len(odd)} tensors are missing, superfluous or of another shape, first: {odd[0]}"
         )
     defense.load_state_dict(given, strict=False)
 

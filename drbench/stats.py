@@ -230,6 +230,8 @@ def decide_cascade(
         as in the official code. Its special case for two groups, which can be wrong, is replaced by an exact limit.
     """
     check_cascade(sigmas, p0, split, bounds)
+    if classes < 2:
+        raise DrbenchError(f"expected at least 2 classes, got {classes}")
     scales, tried = sorted(sigmas, reverse=True), [stage.sigma for stage in evidence.stages]
     if not tried or tried != scales[: len(tried)]:
         raise DrbenchError(f"certifier 'cascade' expects evidence of the scales {scales} in this order, got {tried}")
@@ -318,12 +320,13 @@ def goodman_upper(k: int, n: int, alpha: float, groups: int) -> float:
 class Empirical(NamedTuple):
     """What a cascade answers when it must answer; neither answer carries a certificate."""
 
+    clean: int  # class of the clean image
     fallback: int  # the certified class, after an abstention that of the clean image
     mixed: int  # votes as a prior on the clean logits, as in the official code
 
 
 def empirical(evidence: Evidence, certificate: Certificate, p0: float = 0.5) -> Empirical | None:
-    """Both uncertified answers; None without clean logits.
+    """The uncertified answers; None without clean logits.
 
     The official code's PREDICT halts where a class has a share >= p0 of the votes, without a test, and answers the
     argmax over c of log-softmax_c + log(0.9 share_c + 0.1 / C) of the clean image; without a halt the clean class.
@@ -338,7 +341,7 @@ def empirical(evidence: Evidence, certificate: Certificate, p0: float = 0.5) -> 
     for c, count in halted.votes.items() if halted else ():
         share[c] = count / halted.n
     mixed = int((clean + np.log(0.9 * share + 0.1 / len(clean))).argmax())
-    return Empirical(alone if certificate.prediction == ABSTAIN else certificate.prediction, mixed)
+    return Empirical(alone, alone if certificate.prediction == ABSTAIN else certificate.prediction, mixed)
 
 
 # ---- quantities over a data set -----------------------------------------------------------------------------------

@@ -26,11 +26,12 @@ MAY_IMPORT = {
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "stats": (LEAVES | {"evidence"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "verify": ({"record", "stats"}, set()),
+    "verify": (LEAVES | {"record", "stats"}, set()),
     "registry": (LEAVES, set()),
     "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
@@ -50,7 +51,7 @@ MAY_IMPORT = {
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "cost", "data", "record", "registry", "stats", "weights"}, {"torch", "omegaconf"}),
+    "header": ({"api", "config", "cost", "data", "record", "registry", "stats", "weights"}, {"torch", "omegaconf"}),
     "runner": (
         LEAVES
         | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "registry"}
@@ -59,8 +60,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "config", "fitting", "plots", "record", "registry", "runner", "summary", "tables", "testing"}
-        | {"verify"},
+        | {"catalogue", "config", "fitting", "halting", "plots", "record", "registry", "runner", "summary", "tables"}
+        | {"testing", "verify"},
         set(),
     ),
 }  # fmt: skip

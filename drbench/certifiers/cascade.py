@@ -63,10 +63,11 @@ def observe(
         errors: dict[int, str] = {}
         active = list(pool)
         for place, sigma in enumerate(scales):
-            rows, level = _even(len(active) * (n0 + n), batch_rows), stats.cascade_level(alpha, place, len(scales), split)
+            level = stats.cascade_level(alpha, place, len(scales), split)
+            rows = _even(len(active) * (n0 + n), batch_rows)
             forward = Forward(defense, sigma, rows, backed_off)
             seen = list(observe_stage(forward, x, ids, active, n0=n0, n=n, seed=seed, block=block))
-            batch_rows = min(batch_rows, forward.rows) if forward.rows < rows else batch_rows
+            batch_rows = forward.rows if forward.rows < rows else batch_rows  # memory ran out
             errors |= {row: f"{error} at sigma {sigma:g}" for row, _, error in seen if error}
             for row, stage, _ in seen:
                 stages[row] += [stage] if stage else []

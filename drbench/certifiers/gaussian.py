@@ -69,13 +69,16 @@ def observe(
 
 
 def observe_stage(
-    forward: Forward, x: Tensor, ids: Sequence[int | str], rows: Iterable[int], *, n0: int, n: int, seed: int, block: int
+    forward: Forward, x: Tensor, ids: Sequence[int | str], rows: Iterable[int], *, n0: int, n: int, **streams: int
 ) -> Iterator[tuple[int, Stage | None, str | None]]:
-    """Row number and votes at the level of `forward`, or the reason why there are none, for each of `rows`, in order."""
+    """For each of `rows`, in order: its number, and its votes at the level of `forward` or why there are none.
+
+    `streams` are the `seed` and `block` of `engine.count_votes`.
+    """
     requests = (
         Request(row, ids[row], stage, draws) for row in rows for stage, draws in (("select", n0), ("estimate", n))
     )
-    answers = count_votes(forward, x, requests, seed=seed, block=block)
+    answers = count_votes(forward, x, requests, **streams)
     for select, estimate in zip(answers, answers, strict=True):
         bad = select.nonfinite + estimate.nonfinite
         if bad:
