@@ -42,8 +42,9 @@ lint: setup  ## style and layering
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest tests/test_layering.py
 
-bench: setup  ## speed of the engine against bare forward passes and a plain per-image loop
+bench: setup  ## speed of the engine against bare forward passes and a plain loop; draws that early stopping saves
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.modes
 
 figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified

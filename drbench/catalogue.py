@@ -55,9 +55,9 @@ def plan(cell: DictConfig) -> str:
     draws = cell.certify.n0 + cell.certify.n
     lines = [OmegaConf.to_yaml(cell).rstrip()]
     if cell.task == "certify":
-        lines.append(
-            f"# {draws:,} noisy draws per image (images: {cell.data.name}/{cell.data.split}/{cell.data.subset})"
-        )
+        scales, where = config.levels(cell), f"images: {cell.data.name}/{cell.data.split}/{cell.data.subset}"
+        tried = "" if len(scales) == 1 else f" at each of at most {len(scales)} scales: {', '.join(map(str, scales))}"
+        lines.append(f"# {draws:,} noisy draws per image{tried} ({where})")
     return "\n".join([*lines, "---"])
 
 

@@ -203,7 +203,7 @@ def _verify(args) -> int:
 
 
 def _table(args) -> None:
-    from drbench import compare, record, summary, tables
+    from drbench import compare, halting, record, summary, tables
     from drbench.errors import DrbenchError
 
     if bool(args.paths) == bool(args.compare):
@@ -216,11 +216,12 @@ def _table(args) -> None:
         else:
             print(*compare.write(differences, args.out))
         return
-    frame = summary.frame([record.read(folder) for folder in record.find(args.paths)])
+    runs = [record.read(folder) for folder in record.find(args.paths)]
+    frame, cascades = summary.frame(runs), halting.frame(runs)
     if args.out is None:
-        print(tables.render_markdown(frame))
+        print(tables.render_markdown(frame, cascades))
     else:
-        tables.write(frame, args.out)
+        tables.write(frame, args.out, cascades)
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")
 
 

@@ -15,7 +15,7 @@ from pandas import DataFrame
 from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.record import Run
-from drbench.summary import ceiling, certified, frame, method_name
+from drbench.summary import certified, frame, method_name
 
 PROTOCOL = ("certifier", "n0", "n", "alpha")
 
@@ -98,7 +98,7 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None) -> DataFrame:
         dataset=name[0], subset=a.header["data"]["subset"], sigma=engines[0]["sigma"], a=method_name(heads[0]),
         b=method_name(heads[1]), images=len(shared), acr_a=reach[0].mean(), acr_b=reach[1].mean(),
         acr_difference=(reach[0] - reach[1]).mean(), acr_low=acr_low, acr_high=acr_high,
-        ceiling_a=ceiling(heads[0]), ceiling_b=ceiling(heads[1]),
+        ceiling_a=heads[0].ceiling, ceiling_b=heads[1].ceiling,
         same_noise=all(engines[0][key] == engines[1][key] for key in ("sigma", "seed", "block")),
         differs="; ".join(differs), marks="; ".join(head.marks for head in heads if head.marks),
         run_a=heads[0].run, run_b=heads[1].run,

@@ -40,9 +40,14 @@ class DefenseSpec:
 
 @dataclass
 class Certify:
-    kind: str = "gaussian"
-    mode: str = "fixed"
-    sigma: float = 0.5  # pixel units
+    kind: str = "gaussian"  # gaussian | cascade
+    mode: str = "fixed"  # fixed | curtailed | sequential | hybrid, see `drbench.stopping`
+    radii: list[float] | None = None  # targets of the other modes, pixel units; null: 0, 0.25, ... to the ceiling
+    give_up: float = 0.01  # sequential, hybrid: chance to stop too early on an image that would reach a target
+    sigma: float = 0.5  # pixel units; of a cascade its largest scale, filled in
+    sigmas: list[float] | None = None  # cascade: scales, increasing
+    p0: float = 0.5  # cascade: the first scale with a class above p0 decides
+    protocol: str = "sound"  # cascade: sound | paper_code, see `stats.decide_cascade`
     n0: int = 100  # selection draws
     n: int = 100_000  # estimation draws
     alpha: float = 0.001  # failure probability of each certificate
@@ -52,6 +57,7 @@ class Certify:
 @dataclass
 class Train:
     checkpoint: str = "???"  # name under which the weights are written
+    start: list[str] = field(default_factory=list)  # weights to start from; none: from scratch
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -78,6 +84,8 @@ class Config:
     sweep: dict[str, Any] = field(default_factory=dict)
 
 
+PROTOCOLS = ("sound", "paper_code")
+MODES = ("fixed", "curtailed", "sequential", "hybrid")
 # What does not change the numbers that are being estimated, and so is not part of a run's identity.
 NOT_IDENTITY = (
     "title",
@@ -90,6 +98,9 @@ NOT_IDENTITY = (
     "run.threads",
     "run.channels_last",
 )
+# certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
+OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol")}
+ADAPTIVE_KEYS = ("radii", "give_up")  # belong to all modes but fixed
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
@@ -106,13 +117,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
             _guarded(path, lambda cell=cell, key=key, value=value: OmegaConf.update(cell, key, value, merge=False))
         cells.append(cell)
         _validate(path, cell)
+        cell.certify.sigma = levels(cell)[0]
     return cells
+
+
+def levels(config: DictConfig) -> list[float]:
+    """Noise levels of the certification, in the order in which they are tried."""
+    return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
 
 
 def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
-    for key in NOT_IDENTITY:
+    others = [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
+    others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]
+    for key in (*NOT_IDENTITY, *others):
         *parents, last = key.split(".")
         place = plain
         for parent in parents:
@@ -173,13 +192,30 @@ def _validate(path, config: DictConfig) -> None:
     problems = [
         (config.task not in ("certify", "train"), f"task is certify or train, got {config.task!r}"),
         (config.task == "train" and config.train is None, "task train needs the section train"),
-        (certify.kind != "gaussian", f"certify.kind is gaussian, got {certify.kind!r}"),
-        (certify.mode != "fixed", f"certify.mode is fixed, got {certify.mode!r}"),
+        (certify.kind not in OWN_KEYS, f"certify.kind is {' or '.join(OWN_KEYS)}, got {certify.kind!r}"),
+        (certify.mode not in MODES, f"certify.mode is {', '.join(MODES)}, got {certify.mode!r}"),
+        (certify.mode != "fixed" and certify.kind != "gaussian", f"kind {certify.kind} has mode fixed only"),
+        (not 0 < certify.give_up < 1, f"certify.give_up is in (0, 1), got {certify.give_up}"),
+        (min(certify.radii or [0.0]) < 0, f"certify.radii are target radii >= 0, got {certify.radii}"),
         (not certify.sigma > 0, f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}"),
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
         (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
         (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
     ]
+    if certify.kind == "cascade":
+        scales, sigma, known = list(certify.sigmas or []), certify.sigma, " or ".join(PROTOCOLS)
+        rising = all(a < b for a, b in itertools.pairwise([0.0, *scales]))
+        problems += [
+            (len(scales) < 2 or not rising, f"certify.sigmas are two or more rising noise levels > 0, got {scales}"),
+            (sigma not in (Certify.sigma, max(scales, default=sigma)),
+             f"kind cascade takes certify.sigmas, not certify.sigma, got {sigma}"),
+            (not 0.5 <= certify.p0 < 1, f"certify.p0 is in [1/2, 1), below two classes could halt, got {certify.p0}"),
+            (certify.protocol not in PROTOCOLS, f"certify.protocol is {known}, got {certify.protocol!r}"),
+            (certify.protocol != "sound" and certify.p0 != 0.5, "protocol paper_code has certify.p0 = 0.5"),
+        ]  # fmt: skip
+    else:
+        given = [key for key in OWN_KEYS["cascade"] if certify[key] != getattr(Certify, key)]
+        problems.append((bool(given), f"certify.{', '.join(given)} only with certify.kind: cascade"))
     for wrong, expected in problems:
         if wrong:
             raise DrbenchError(f"{path}: expected: {expected}")

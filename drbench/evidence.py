@@ -58,16 +58,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that a certifier observed about one image: stages in the order in which they were tried."""
+    """Everything that a certifier observed about one image.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+        In the order in which they were tried.
+    clean : tuple of float, optional
+        Logits of the clean image, for answers that carry no certificate. Only cascades ask for them.
+    """
 
     stages: tuple[Stage, ...]
+    clean: tuple[float, ...] | None = None
 
     def to_json(self) -> dict:
-        return {"stages": [stage.to_json() for stage in self.stages]}
+        stages = [stage.to_json() for stage in self.stages]
+        return {"stages": stages} if self.clean is None else {"stages": stages, "clean": list(self.clean)}
 
     @classmethod
     def from_json(cls, raw: Mapping) -> Evidence:
-        return cls(tuple(Stage.from_json(stage) for stage in raw["stages"]))
+        clean = raw.get("clean")
+        return cls(tuple(Stage.from_json(stage) for stage in raw["stages"]), clean and tuple(map(float, clean)))
 
 
 @dataclass(frozen=True)

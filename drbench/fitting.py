@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,14 +20,15 @@ VALIDATION_DRAWS = 20  # noisy copies of each validation image
 
 
 def train(config: DictConfig, command: str) -> weights.Weights:
-    """Train the defense of a config from scratch and write the weights of its trained networks.
+    """Train the defense of a config, from scratch or from `train.start`, and write the weights of its trained networks.
 
     Test images are never read. Interrupted, the same command goes on from the last saved state.
     """
     recipe = Recipe(**OmegaConf.to_container(config.train.recipe))
     name = config.train.checkpoint
     images, validation = build.images(config, "train"), build.images(config, "validation")
-    recipe.state = recipe.state or _state_file(config, images)
+    start = [weights.resolve(found) for found in config.train.start]
+    recipe.state = recipe.state or _state_file(config, images, [found.sha256 for found in start])
     try:
         Path(recipe.state).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -35,16 +37,18 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     checkpoints = [weights.resolve(found) for found in config.defense.checkpoint if found != name]
     defense = build.defense(config.defense, images, [], recipe.seed)
     _load_given(defense, weights.read(checkpoints))
+    if start:
+        _load_start(defense, weights.read(start))
     device = build.device(config.run.device)
     defense.to(device)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     _fit(defense, images, recipe, config.title or name, device)
     facts = {
         "defense": config.defense.name,
         "command": command,
         "data": f"{images.dataset}/{images.subset}, {len(images)} images",
         "seed": recipe.seed,
-        "seconds": round(time.perf_counter() - start),
+        "seconds": round(time.perf_counter() - begun),
         "validation": figures(defense.cpu(), validation),
         "licence": "MIT",
     }
@@ -57,9 +61,9 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     return written
 
 
-def _state_file(config: DictConfig, images: Images) -> str:
+def _state_file(config: DictConfig, images: Images, start: Sequence[str] = ()) -> str:
     """A name that no other training has: a state must never be resumed under another objective or other data."""
-    text = OmegaConf.to_yaml(config.defense) + OmegaConf.to_yaml(config.train) + images.sha256
+    text = OmegaConf.to_yaml(config.defense) + OmegaConf.to_yaml(config.train) + images.sha256 + "".join(start)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return str(Path(".drbench") / f"{Path(config.train.checkpoint).stem}-{digest[:16]}.state")
 
@@ -91,6 +95,19 @@ def _load_given(defense: Defense, given: dict) -> None:
         raise DrbenchError(
             f"defense.checkpoint must give the weights of the networks that are not trained here, "
             f"and no others; {len(odd)} tensors are missing or superfluous, first: {odd[0]}"
+        )
+    defense.load_state_dict(given, strict=False)
+
+
+def _load_start(defense: Defense, given: dict) -> None:
+    """Load the weights from which the training starts: those of all trained networks, and no others."""
+    parts = tuple(f"{child}." for child in defense.trained())
+    needed = {key: value for key, value in defense.state_dict().items() if key.startswith(parts)}
+    odd = sorted(given.keys() ^ needed.keys()) or [key for key in needed if given[key].shape != needed[key].shape]
+    if odd:
+        raise DrbenchError(
+            f"train.start must give the weights of what is trained here ({', '.join(defense.trained())}), "
+            f"and no others; {len(odd)} tensors are missing, superfluous or of another shape, first: {odd[0]}"
         )
     defense.load_state_dict(given, strict=False)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import cost, record, registry, stats
+from drbench import config, cost, record, registry, stats, stopping
 from drbench.api import Defense
 from drbench.data import Images
 from drbench.weights import Weights
@@ -24,20 +24,33 @@ PACKAGES = ("torch", "numpy", "scipy", "diffusers", "scikit-learn", "omegaconf")
 CODE = ("drbench", "methods", "benchmarks", "pyproject.toml")  # what a commit must hold for a run to be repeatable
 
 
+def engine(cell: DictConfig, images: Images) -> dict:
+    """The protocol of a run: all that its certifier, and later its decision, depend on."""
+    spec = cell.certify
+    about = {
+        "certifier": spec.kind,
+        "version": stats.VERSIONS.get(spec.kind),
+        **{key: spec[key] for key in ("mode", "sigma", "n0", "n", "alpha", "block")},
+        "seed": cell.run.seed,
+    }
+    if spec.mode != "fixed":
+        about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up)
+    if spec.kind == "cascade":
+        options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
+        about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
+    return about
+
+
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:
     """Header of a run that has not begun: what does not depend on where and when it runs."""
-    spec, parameters = cell.certify, sum(p.numel() for p in defense.parameters())
+    parameters = sum(p.numel() for p in defense.parameters())
+    nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
         "schema": record.SCHEMA,
         "status": "started",
         "identity": identity,
         "title": cell.title,
-        "engine": {
-            "certifier": spec.kind,
-            "version": stats.VERSIONS.get(spec.kind),
-            **{key: spec[key] for key in ("mode", "sigma", "n0", "n", "alpha", "block")},
-            "seed": cell.run.seed,
-        },
+        "engine": engine(cell, images),
         "defense": {
             "name": cell.defense.name,
             "variant": cell.defense.variant,
@@ -46,7 +59,8 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
             "parameters": parameters,
             "randomized": defense.randomized,
             "gradient": defense.gradient,
-            "nfe": cost.measured_nfe(defense, spec.sigma),
+            "nfe": next(iter(nfe.values())),
+            **({"nfe_at": nfe} if len(nfe) > 1 else {}),
             "checkpoints": {found.name: found.sha256 for found in checkpoints},
         },
         "data": {
@@ -98,12 +112,14 @@ def end_session(header: dict, folder: Path) -> None:
     rows = list(run.rows.values())
     seconds = sum(row.seconds for row in rows)
     draws = sum(stage.n0 + stage.n for row in rows if row.evidence for stage in row.evidence.stages)
+    engine = header["engine"]
     header["status"] = "complete" if run.complete else "partial"
     header["sessions"][-1]["ended"] = _now()
     header["evidence_sha256"] = record.evidence_sha256(run)
     header["cost"] = {
         "images": len(rows),
         "draws": draws,
+        "most_draws_per_image": len(stats.levels(engine)) * (engine["n0"] + engine["n"]),
         "seconds": seconds,
         "rows_per_second": draws / seconds if seconds else 0.0,
         "network_evaluations": dict(sum((Counter(row.evaluations) for row in rows), Counter())),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from numbers import Real
+
 import pandas as pd
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from drbench import build, stats, weights
-from drbench.api import Defense
-from drbench.certifiers import gaussian
+from drbench import build, stats, stopping, weights
+from drbench.api import Defense, DrbenchError
+from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
 from drbench.progress import Progress
 
-COLUMNS = ("id", "label", "prediction", "radius", "correct", "p_lower", "radius_multiclass", "error")
+COLUMNS = ("id", "label", "prediction", "radius", "correct")
+DETAIL = {"gaussian": {"p_lower": math.nan, "radius_multiclass": 0.0}, "cascade": {"sigma": math.nan, "reason": None}}
 
 
 def load_defense(name: str, images: Images, checkpoint=(), seed: int = 0, **args) -> Defense:
@@ -27,26 +32,32 @@ def load_defense(name: str, images: Images, checkpoint=(), seed: int = 0, **args
 def certify(
     defense: Defense,
     images: Images | tuple[Tensor, Tensor],
-    sigma: float,
+    sigma: float | Sequence[float],
     *,
     n0: int = 100,
     n: int = 1000,
     alpha: float = 0.001,
+    mode: str = "fixed",
+    protocol: str = "sound",
     seed: int = 0,
     block: int = 100,
     batch_rows: int | None = None,
 ) -> pd.DataFrame:
-    """Certify images with Cohen's CERTIFY and return one row per image.
+    """Certify images and return one row per image: by Cohen's CERTIFY, or by a cascade over several noise levels.
 
     Parameters
     ----------
     defense : Defense
     images : Images, or a pair (x, y)
         Tensors or arrays: x (M, C, H, W) in [0, 1], y (M,) labels; ids are then positions.
-    sigma : float
-        Noise level, pixel units.
+    sigma : float, or sequence of float
+        Noise level, pixel units; several are the scales of a cascade.
     n0, n, alpha : int, int, float
-        Selection draws, estimation draws, failure probability of each certificate.
+        Selection draws, estimation draws (of each scale), failure probability of each certificate.
+    mode : {"fixed", "curtailed", "sequential", "hybrid"}
+        Of one noise level: whether n draws are made, or at most n (see `drbench.stopping`); targets are the quarters.
+    protocol : {"sound", "paper_code"}
+        Of a cascade: see `stats.decide_cascade`.
     seed, block : int
         Key of the random streams.
     batch_rows : int, optional
@@ -55,8 +66,9 @@ def certify(
     Returns
     -------
     DataFrame
-        Columns id, label, prediction (-1: abstained), radius (l2, pixel units), correct, p_lower,
-        radius_multiclass, error.
+        Columns id, label, prediction (-1: abstained), radius (l2, pixel units), correct, error; for one noise level
+        p_lower, radius_multiclass; for a cascade sigma (where it stopped), reason (of an abstention), and without a
+        certificate fallback, mixed (see `stats.empirical`).
 
     Examples
     --------
@@ -64,47 +76,55 @@ def certify(
     >>> images = drbench.load_data("digits", subset="first20")
     >>> defense = drbench.load_defense("undefended", images, checkpoint="digits/classifier")
     >>> frame = drbench.certify(defense, images, sigma=0.25)
+    >>> frame = drbench.certify(defense, images, sigma=[0.25, 0.5, 1.0])
     """
-    stats.check_budget(n, alpha)
+    scales = [sigma] if isinstance(sigma, Real) else list(sigma)
+    engine = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "block": block}
+    engine |= (
+        {"certifier": "gaussian", "sigma": sigma} if isinstance(sigma, Real) else _cascade(defense, scales, protocol)
+    )
+    if mode != "fixed":
+        if mode not in stats.MODES or len(scales) > 1:
+            raise DrbenchError(f"expected mode fixed, or for one sigma {', '.join(stats.MODES)}; got {mode!r}")
+        engine |= stopping.plan(mode, sigma, n, alpha)
+    stats.check_budget(n, alpha / len(scales))
     if not isinstance(images, Images):
         x, y = (torch.as_tensor(part).detach().cpu() for part in images)
         images = Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
     defense.eval()
-    defense.require(sigma)
+    for level in scales:
+        defense.require(level)
     gaussian.check_images(defense, images.x)
     gaussian.check_draws(n0, n, block)
-    rows = find_batch_rows(defense, sigma, len(images) * (n0 + n)) if batch_rows is None else batch_rows
-    observations = gaussian.observe(
-        defense, images.x, images.ids, sigma=sigma, n0=n0, n=n, seed=seed, block=block, batch_rows=rows
-    )
+    rows = find_batch_rows(defense, max(scales), len(images) * (n0 + n)) if batch_rows is None else batch_rows
+    observations = kinds.observe(engine, defense, images.x, images.ids, batch_rows=rows)
     found: list[dict] = []
-    with Progress(f"{type(defense).__name__} sigma {sigma:g}", len(images), "images") as bar:
+    with Progress(f"{type(defense).__name__} sigma {', '.join(map(str, scales))}", len(images), "images") as bar:
         for seen in observations:
-            found.append(_tidy(images.ids[seen.index], int(images.y[seen.index]), seen, alpha))
+            found.append(_tidy(images.ids[seen.index], int(images.y[seen.index]), seen, engine))
             bar.advance(lambda: f"certified {sum(row['correct'] for row in found) / len(found):.3f} at r=0")
-    return pd.DataFrame(found, columns=COLUMNS)
+    free = stats.Empirical._fields[1:] if engine["certifier"] == "cascade" else ()
+    return pd.DataFrame(found, columns=[*COLUMNS, *DETAIL[engine["certifier"]], *free, "error"])
 
 
-def _tidy(image_id, label: int, seen: gaussian.Observation, alpha: float) -> dict:
-    if seen.evidence is None:
-        return {
-            "id": image_id,
-            "label": label,
-            "prediction": stats.ABSTAIN,
-            "radius": 0.0,
-            "correct": False,
-            "p_lower": float("nan"),
-            "radius_multiclass": 0.0,
-            "error": seen.error,
-        }
-    certificate = stats.decide("gaussian", seen.evidence, alpha)
+def _cascade(defense: Defense, scales: list[float], protocol: str) -> dict:
+    if protocol not in stats.PROTOCOLS:
+        raise DrbenchError(f"unknown protocol {protocol!r}; available: {', '.join(stats.PROTOCOLS)}")
+    stats.check_cascade(scales, p0=0.5)
+    options = {"sigmas": scales, "p0": 0.5, "classes": defense.num_classes, **stats.PROTOCOLS[protocol]}
+    return {"certifier": "cascade", "options": options}
+
+
+def _tidy(image_id, label: int, seen: gaussian.Observation, engine: dict) -> dict:
+    found = stats.decide_as(engine, seen.evidence) if seen.evidence else stats.Certificate(stats.ABSTAIN, 0.0)
+    free = stats.empirical(seen.evidence, found) if seen.evidence else None
     return {
         "id": image_id,
         "label": label,
-        "prediction": certificate.prediction,
-        "radius": certificate.radius,
-        "correct": certificate.prediction == label,
-        "p_lower": certificate.detail["p_lower"],
-        "radius_multiclass": certificate.detail["radius_multiclass"],
-        "error": None,
+        "prediction": found.prediction,
+        "radius": found.radius,
+        "correct": found.prediction == label,
+        **{name: found.detail.get(name, default) for name, default in DETAIL[engine["certifier"]].items()},
+        **(free._asdict() if free else {}),
+        "error": seen.error,
     }

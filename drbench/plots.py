@@ -1,4 +1,4 @@
-"""Certified accuracy against radius: one panel per sigma and one for the envelope over sigma. No torch, no display."""
+"""Certified accuracy against radius: panels per sigma, of the envelope, per cascade. No torch, no display."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlesize": 12, "svg.hashsalt": "drbench", "svg.fonttype": "none", "text.parse_math": False,
 }  # fmt: skip
+PAIRED = ["weights", "n0", "n", "alpha"]  # equal in runs whose curves may stand beside each other
 
 
 def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
@@ -35,12 +36,14 @@ def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 
     x: l2 radius in pixel units. y: certified accuracy in % of all recorded images, exact steps at the certified radii,
     with pointwise 95 % Clopper-Pearson bands. Dotted: ceiling radii, beyond which nothing can be certified. The
-    envelope is an oracle over the test set; its symbols, every 0.25, say which sigma wins.
+    envelope is an oracle over the test set; its symbols, every 0.25, say which sigma wins. Thin, beside a cascade: the
+    runs at single sigmas that share its weights and draws.
 
     Parameters
     ----------
     runs : sequence of Run
-        Panels are per data set, subset and sigma; a defense and variant has one colour and dash in all of them.
+        Panels are per data set, subset and sigma (or scales of a cascade); a defense and variant has one colour and
+        dash in all of them.
     """
     stem, curves = Path(stem), _curves(runs)
     png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
@@ -68,44 +71,55 @@ def _curves(runs: Sequence[Run]) -> DataFrame:
 
 def _steps(runs: Sequence[Run]) -> np.ndarray:
     engines = [run.header["engine"] for run in runs]
-    ceilings = [stats.ceiling_radius(engine["n"], engine["alpha"], engine["sigma"]) for engine in engines]
+    ceilings = [stats.reach(engine) for engine in engines]
     quarters = np.arange(math.floor(4 * max(ceilings)) + 1) / 4
     steps = [found.radius[found.correct] for found in map(summary.certified, runs)]
     return np.unique(np.concatenate([quarters, ceilings, *steps]))
 
 
 class Panel(NamedTuple):
-    """One pair of axes: curves of a sigma, or the envelopes."""
+    """One pair of axes: curves of a sigma, the envelopes, or cascades over the same scales."""
 
     title: str
     curves: list[DataFrame]
     ceilings: dict[float, str]  # radius -> label
-    oracle: bool
+    oracle: bool = False
+    beside: tuple[DataFrame, ...] = ()  # thin curves, each with its sigma written to it
 
 
 def _panels(curves: DataFrame) -> list[Panel]:
     panels, several = [], len(curves.groupby(DATA)) > 1
     for (dataset, subset), part in curves.groupby(DATA):
         prefix, limits = f"{dataset} {subset}, " if several else "", {}
-        for sigma, level in part.groupby("sigma"):
-            protocols = level[["n", "alpha"]].drop_duplicates().itertuples(index=False)
-            ceilings = {stats.ceiling_radius(n, alpha, sigma): f"ceiling for n = {n:,}" for n, alpha in protocols}
-            lines = [line[line["radius"] <= _ceiling(line)] for _, line in level.groupby("run", sort=False)]
-            panels.append(Panel(f"{prefix}σ = {sigma:g}", lines, ceilings, False))
-            limits[max(ceilings)] = f"ceiling at σ = {sigma:g}"
-        methods = (summary.envelope(line) for _, line in part.groupby(METHOD, sort=False))
-        lines = [line[line["radius"] <= max(limits)] for line in methods]
-        panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, True))
+        single, cascade = summary.split(part)
+        for sigma, level in single.groupby("sigma"):
+            panels.append(Panel(f"{prefix}σ = {sigma:g}", _reached(level), _limits(level)))
+            limits[level["ceiling"].max()] = f"ceiling at σ = {sigma:g}"
+        if limits:
+            methods = (summary.envelope(line) for _, line in single.groupby(METHOD, sort=False))
+            lines = [line[line["radius"] <= max(limits)] for line in methods]
+            panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, oracle=True))
+        for sigmas, level in cascade.groupby("sigmas"):
+            pairs = level[PAIRED].drop_duplicates()
+            beside = single[single["sigma"].isin([float(sigma) for sigma in sigmas.split(", ")])]
+            title = f"{prefix}cascade over σ = {sigmas}"
+            panels.append(Panel(title, _reached(level), _limits(level), beside=(*_reached(beside.merge(pairs)),)))
     return panels
 
 
-def _ceiling(line: DataFrame) -> float:
-    return stats.ceiling_radius(line["n"].iat[0], line["alpha"].iat[0], line["sigma"].iat[0])
+def _reached(level: DataFrame) -> list[DataFrame]:
+    """The curve of each run, up to its ceiling."""
+    return [line[line["radius"] <= line["ceiling"].iat[0]] for _, line in level.groupby("run", sort=False)]
+
+
+def _limits(level: DataFrame) -> dict[float, str]:
+    return {row.ceiling: f"ceiling for n = {row.n:,}" for row in level[["ceiling", "n"]].drop_duplicates().itertuples()}
 
 
 def _draw(curves: DataFrame) -> Figure:
     panels, styles = _panels(curves), _styles(curves)
-    markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(curves["sigma"].unique()))}
+    single, _ = summary.split(curves)
+    markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(single["sigma"].unique()))}
     handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
                for key, part in curves.groupby(METHOD, sort=False)]  # fmt: skip
     handles += [Line2D([], [], label=f"best at σ = {sigma:g}", color="grey", linestyle="", marker=marker)
@@ -135,6 +149,13 @@ def _styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
 
 
 def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
+    for line in panel.beside:
+        steps, style = _thinned(line), styles[line["defense"].iat[0], line["variant"].iat[0]]
+        x, y = [*steps["radius"], steps["radius"].iat[-1]], [*(100 * steps["certified_accuracy"]), 0.0]
+        axes.plot(x, y, drawstyle="steps-pre", linewidth=1.0, **style)
+        middle = int(np.argmax(np.asarray(y) <= y[0] / 2))
+        axes.annotate(f"σ = {line['sigma'].iat[0]:g}", (x[middle], y[middle]), (4, 3), textcoords="offset points",
+                      fontsize=8.5, color=style["color"])  # fmt: skip
     for line in panel.curves:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
         steps = _thinned(line)

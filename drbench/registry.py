@@ -11,6 +11,7 @@ from drbench.errors import DrbenchError, did_you_mean
 DEFENSES = {
     "constant": "methods.constant.defense:Constant",
     "denoised": "methods.denoised.defense:Denoised",
+    "multiscale": "methods.multiscale.defense:MultiScale",
     "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
     "undefended": "methods.undefended.defense:Undefended",
 }

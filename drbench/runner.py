@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drbench import build, config, cost, header, record, registry, stats, weights
 from drbench.api import Defense, DrbenchError
-from drbench.certifiers import gaussian
+from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
 from drbench.progress import Progress
@@ -39,7 +39,7 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
             raise DrbenchError(
                 f"expected files of task certify, got one of task {cell.task!r}: use `drbench {cell.task}`"
             )
-        stats.check_budget(cell.certify.n, cell.certify.alpha)
+        stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
         registry.check_args(cell.defense.name, registry.find(cell.defense.name), cell.defense.args)
         for name in cell.defense.checkpoint:
             weights.resolve(name)
@@ -54,10 +54,12 @@ def resume(folder: Path) -> Path:
 
 
 def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
-    """<out>/runs/<defense>[-<variant>]/sigma<sigma>-<8 digits of the identity>."""
+    """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>."""
     name = "-".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    return (out or Path("results") / cell.data.name) / "runs" / safe / f"sigma{cell.certify.sigma:g}-{identity[:8]}"
+    kind = "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
+    scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
+    return (out or Path("results") / cell.data.name) / "runs" / safe / f"{kind}sigma{scales}-{identity[:8]}"
 
 
 def _run_cell(
@@ -103,11 +105,16 @@ def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: 
         defense = build.defense(cell.defense, images, checkpoints, cell.run.seed).to(build.device(cell.run.device))
         if cell.run.channels_last:
             defense = defense.to(memory_format=torch.channels_last)
-        defense.require(cell.certify.sigma)
+        _require(defense, cell)
         rows, most = cell.run.batch_rows, count * (cell.certify.n0 + cell.certify.n)
         built[key] = defense, find_batch_rows(defense, cell.certify.sigma, most) if rows == "auto" else rows
-    built[key][0].require(cell.certify.sigma)
+    _require(built[key][0], cell)
     return built[key]
+
+
+def _require(defense: Defense, cell: DictConfig) -> None:
+    for sigma in config.levels(cell):
+        defense.require(sigma)
 
 
 def _open(folder: Path, cell: DictConfig, about: dict) -> None:
@@ -131,14 +138,14 @@ def _observe(
     done: dict,
     about: dict,
 ) -> None:
-    spec, writer, rows = cell.certify, record.Writer(folder), list(done.values())
-    title = " ".join(part for part in (cell.defense.name, cell.defense.variant, f"sigma {spec.sigma:g}") if part)
-    observations = gaussian.observe(
+    engine, writer, rows = about["engine"], record.Writer(folder), list(done.values())
+    level = "sigma " + " > ".join(f"{sigma:g}" for sigma in stats.levels(engine))
+    title = " ".join(part for part in (cell.defense.name, cell.defense.variant, level) if part)
+    observations = kinds.observe(
+        engine,
         defense,
         images.x[todo],
         [images.ids[i] for i in todo],
-        **{key: spec[key] for key in ("sigma", "n0", "n", "block")},
-        seed=cell.run.seed,
         batch_rows=batch_rows,
         backed_off=lambda rows: about["sessions"][-1]["environment"].update(batch_rows=rows),
     )
@@ -151,7 +158,7 @@ def _observe(
                     id=images.ids[todo[index]],
                     label=int(images.y[todo[index]]),
                     evidence=evidence,
-                    certificate=evidence and stats.decide(spec.kind, evidence, spec.alpha),
+                    certificate=evidence and stats.decide_as(engine, evidence),
                     seconds=now - last,
                     evaluations={name: counts[name] - counted[name] for name in counts},
                     error=error,
@@ -159,7 +166,7 @@ def _observe(
                 writer.write(row)
                 rows.append(row)
                 last, counted = now, counts
-                bar.advance(lambda: _note(rows, spec.sigma))
+                bar.advance(lambda: _note(rows, stats.levels(engine)[-1]))
         finally:
             writer.close()
 

@@ -68,6 +68,15 @@ def _fewest(draws: int, share: float, level: float) -> int:
     return low
 
 
+def plan(
+    mode: str, sigma: float, n: int, alpha: float, radii: Sequence[float] | None = None, give_up: float = 0.01
+) -> dict:
+    """What a run's header says about a mode that stops early; targets are by default 0, 0.25, ... up to the ceiling."""
+    if radii is None:
+        radii = np.arange(math.floor(4 * stats.ceiling_radius(n, alpha, sigma)) + 1) / 4
+    return {"options": {"mode": mode, "budget": n}, "radii": sorted(map(float, radii)), "give_up": give_up}
+
+
 def checkpoints(most: int, block: int = 100, growth: float = 1.1) -> list[int]:
     """Numbers of draws at which decisions are taken: multiples of `block`, about `growth` apart, the last is `most`."""
     found = [min(block, most)]

@@ -7,7 +7,7 @@ denominator: an abstention, a wrong class and an error are not certified, at rad
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,10 @@ from drbench.record import Run
 
 DATA, METHOD = ["dataset", "subset"], ["defense", "variant"]
 COLUMNS = [
-    *DATA, *METHOD, "certifier", "mode", "sigma", "n0", "n", "alpha", "images", "radius", "certified_accuracy",
-    "ci_low", "ci_high", "certified_accuracy_multiclass", "acr", "acr_low", "acr_high", "abstention", "errors", "nfe",
-    "nfe_detail",
-    "seconds_per_image", "partial", "marks", "run",
+    *DATA, *METHOD, "certifier", "mode", "protocol", "sigma", "sigmas", "n0", "n", "draws", "alpha", "ceiling",
+    "images", "radius", "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass", "acr",
+    "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights", "partial",
+    "marks", "run",
 ]  # fmt: skip
 FLOORS = ("constant", "undefended")  # listed first: what every other row has to beat
 
@@ -32,13 +32,14 @@ def certified(run: Run) -> DataFrame:
     """Certificates recomputed from the evidence: one row per recorded image, in the order of the subset.
 
     Columns: correct, radius (l2, pixel units), abstained, error (no evidence: neither correct nor an abstention),
-    radius_multiclass (of the right class; NaN if another class was selected or nothing can be certified).
+    radius_multiclass (of the right class; NaN if another class was selected or nothing can be certified, and for
+    certifiers that have none).
     """
     engine, rows = run.header["engine"], []
     for row in run.ordered():
-        found = row.evidence and stats.decide(engine["certifier"], row.evidence, engine["alpha"])
+        found = row.evidence and stats.decide_as(engine, row.evidence)
         prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
-        second = found.detail["radius_multiclass"] if found and found.detail["class"] == row.label else 0.0
+        second = found.detail.get("radius_multiclass", 0.0) if found and found.detail["class"] == row.label else 0.0
         rows.append((prediction == row.label, radius, prediction == ABSTAIN, found is None, second or math.nan))
     return DataFrame(rows, columns=["correct", "radius", "abstained", "error", "radius_multiclass"])
 
@@ -59,37 +60,51 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFram
     DataFrame
         Columns `COLUMNS`. Accuracies and abstention are shares in [0, 1] of the recorded images; `ci_*` is the
         pointwise 95 % Clopper-Pearson interval, `acr_*` the 95 % bootstrap interval of the average certified radius.
-        `certified_accuracy_multiclass` uses the multi-class radius instead of the binary one, at the same alpha.
+        `certified_accuracy_multiclass` uses the multi-class radius instead of the binary one, at the same alpha; NaN
+        for cascades. `sigmas` lists the noise levels in the order in which they are tried; `sigma` is the first: the
+        only one, or the largest scale of a cascade. `draws` is the mean number of estimation draws per image, below
+        `n` in modes that stop early, `ceiling` the largest certifiable radius, `weights` the start of the sha256 of
+        each checkpoint.
     """
-    runs = sorted((run for run in runs if any(run.ordered())), key=_position)
+    runs = sorted((run for run in runs if any(run.ordered())), key=position)
     if not runs:
         raise DrbenchError("expected a run with a recorded image, got none; start or go on with `drbench run`")
-    places = [_place(run) for run in runs]
+    places = [place(run) for run in runs]
     if len(set(places)) < len(places):
         raise DrbenchError(f"expected each run once, {max(places, key=places.count)} came twice; leave one out")
     if radii is None:
-        reach = (stats.ceiling_radius(e["n"], e["alpha"], e["sigma"]) for e in (run.header["engine"] for run in runs))
-        radii = np.arange(math.floor(4 * max(1.0, *reach)) + 1) / 4  # quarters are exact in binary
+        reach = max(1.0, *(stats.reach(run.header["engine"]) for run in runs))
+        radii = np.arange(math.floor(4 * reach) + 1) / 4  # quarters are exact in binary
     grid = np.unique(np.asarray(radii, float))
     if not len(grid) or not np.all((grid >= 0) & np.isfinite(grid)):
         raise DrbenchError(f"expected finite radii >= 0 in pixel units, got {grid.tolist()}")
     table = pd.concat([_frame_of(run, grid) for run in runs], ignore_index=True)
-    same = (
-        table.groupby([*DATA, *METHOD, "certifier", "mode", "sigma", "n0", "n", "alpha"])["run"].transform("nunique")
-        > 1
-    )
+    alike = [*DATA, *METHOD, "certifier", "mode", "protocol", "sigmas", "n0", "n", "alpha"]
+    same = table.groupby(alike)["run"].transform("nunique") > 1
     table["marks"] = table["marks"].where(~same, table["marks"].map(lambda marks: f"{marks}, repeat".strip(", ")))
     return table
 
 
-def _position(run: Run) -> tuple:
+def position(run: Run) -> tuple:
+    """Sort key of runs: data, floors first, then by name, certifier, sigma and draws."""
     data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
     rank = FLOORS.index(defense["name"]) if defense["name"] in FLOORS else len(FLOORS)
     name = data["name"], data["subset"], rank, defense["name"], defense["variant"]
-    return *name, engine["sigma"], engine["n"], _place(run)
+    return *name, engine["certifier"] == "cascade", engine["sigma"], scales(engine), engine["n"], place(run)
 
 
-def _place(run: Run) -> str:
+def scales(engine: Mapping) -> str:
+    """Noise levels in the order in which they are tried: "1, 0.5, 0.25"."""
+    return ", ".join(f"{sigma:g}" for sigma in stats.levels(engine))
+
+
+def protocol(engine: Mapping) -> str:
+    """Protocol of a cascade, with p0 where it is not 1/2; empty for other certifiers."""
+    p0 = engine.get("options", {}).get("p0", 0.5)
+    return engine.get("protocol", "") + (f", p0 = {p0:g}" if p0 != 0.5 else "")
+
+
+def place(run: Run) -> str:
     """Folder below `runs/`, else its own name: never an absolute path, which would name a machine or a user."""
     parts = run.folder.resolve().parts
     return "/".join(parts[-2:]) if parts[-3:-2] == ("runs",) else parts[-1]
@@ -99,20 +114,25 @@ def _frame_of(run: Run, radii: np.ndarray) -> DataFrame:
     data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
     found, rows = certified(run), list(run.ordered())
     damaged = any("torn last line" not in problem for problem in run.problems)
-    marks = run.marks + [flag.partition(":")[0] for flag in run.header["flags"]] + ["damaged"] * damaged
+    marks = [*run.marks, *(flag.partition(":")[0] for flag in run.header["flags"]), *["damaged"] * damaged]
+    marks += [engine["mode"]] if engine["mode"] != "fixed" else []
     curve = stats.certified_accuracy(found.correct, found.radius, radii)
     multiclass = stats.certified_accuracy(found.radius_multiclass.notna(), found.radius_multiclass, radii).accuracy
+    multiclass = multiclass if engine["certifier"] == "gaussian" else math.nan
     acr_low, acr_high = stats.bootstrap_mean(found.radius.where(found.correct, 0.0))
     facts = {key: engine[key] for key in ("certifier", "mode", "sigma", "n0", "n", "alpha")} | {
         "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],
+        "protocol": protocol(engine), "sigmas": scales(engine), "ceiling": stats.reach(engine),
+        "weights": " ".join(sorted(sha256[:8] for sha256 in defense.get("checkpoints", {}).values())),
         "radius": curve.radii, "certified_accuracy": curve.accuracy, "ci_low": curve.low, "ci_high": curve.high,
         "certified_accuracy_multiclass": multiclass,
         "acr": stats.average_certified_radius(found.correct, found.radius), "acr_low": acr_low, "acr_high": acr_high,
+        "draws": sum(stage.n for row in rows if row.evidence for stage in row.evidence.stages) / len(rows),
         "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()),
         "images": len(rows), "nfe": float(sum(defense["nfe"].values())),
         "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
         "seconds_per_image": sum(row.seconds for row in rows) / len(rows),
-        "partial": not run.complete, "marks": ", ".join(marks), "run": _place(run),
+        "partial": not run.complete, "marks": ", ".join(marks), "run": place(run),
     }  # fmt: skip
     return DataFrame(facts)[COLUMNS]
 
@@ -121,7 +141,8 @@ def envelope(table: DataFrame) -> DataFrame:
     """Upper envelope over sigma: for each method and radius, the numbers of the run that certifies most.
 
     An oracle that looks at the test set, not one classifier: the interval is that of the winner, pointwise, and ignores
-    the selection. Ties go to the smaller sigma; where nothing is certified `sigma` is NaN.
+    the selection. Ties go to the smaller sigma; where nothing is certified `sigma` is NaN. Not for cascades, which are
+    one classifier each.
     """
     table = table.assign(place=table.groupby([*DATA, *METHOD], sort=False).ngroup())  # keeps the order of methods
     best = table.sort_values(["certified_accuracy", "sigma"], ascending=[False, True], kind="stable")
@@ -136,6 +157,14 @@ def method_name(row) -> str:
     return f"{row.defense} ({row.variant})" if row.variant else row.defense
 
 
-def ceiling(row) -> float:
-    """Largest radius that the draws of a row of `frame` can certify, pixel units."""
-    return stats.ceiling_radius(row.n, row.alpha, row.sigma)
+def where(row) -> str:
+    """Noise of a row of `frame`: "at σ = 0.5", "over σ = 1, 0.5, 0.25"; with any protocol but the sound one."""
+    if row.certifier == "gaussian":
+        return f"at σ = {row.sigma:g}"
+    return f"over σ = {row.sigmas}" + (f", protocol {row.protocol}" if row.protocol != "sound" else "")
+
+
+def split(table: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """The rows of one noise level, and those of cascades."""
+    cascade = table["certifier"] == "cascade"
+    return table[~cascade], table[cascade]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
-from drbench.summary import COLUMNS, DATA, METHOD, ceiling, envelope, method_name
+from drbench.summary import COLUMNS, DATA, METHOD, envelope, method_name, split, where
 
 # mark -> sign in Markdown, sign in LaTeX, meaning; any other flag of a run speaks for itself
 SIGNS = {
@@ -18,6 +18,23 @@ SIGNS = {
     "weights as constructed": ("‡", r"$^\ddagger$", "weights as constructed: no checkpoint was given"),
     "mixed code": ("#", r"$^\#$", "mixed code: resumed under other sources or package versions"),
     "repeat": ("‖", r"$^\|$", "repeat: runs that differ only in seed, weights or arguments; their folders are named"),
+    "curtailed": (
+        "°",
+        r"$^\circ$",
+        "curtailed: draws stop when the rest of n cannot change this table; the same "
+        "certificates at its radii as with all n, but smaller radii in between and a smaller ACR",
+    ),
+    "sequential": (
+        "⋄",
+        r"$^\diamond$",
+        "sequential: draws stop when an anytime-valid test has settled the radii of this "
+        "table, at n at the latest; ACR counts only what was established until then",
+    ),
+    "hybrid": (
+        "△",
+        r"$^\triangle$",
+        "hybrid: as sequential, with a tenth of alpha; where all n were drawn, Clopper–Pearson with the rest",
+    ),
     "damaged": ("§", r"$^\S$", "damaged: the run folder holds unreadable or contradicting lines"),
 }
 # what would change a table, escaped; underscores inside words are harmless in Markdown
@@ -28,24 +45,32 @@ TEX = str.maketrans({"\n": " ", "\\": r"\textbackslash{}", "~": r"\textasciitild
 
 
 class Group(NamedTuple):
-    """Lines to be compared: the runs of one sigma, or the envelopes (`sigma` None) of one data set."""
+    """Lines to be compared: the runs of one sigma, the cascades over the same scales, or the envelopes over sigma."""
 
-    data: str
-    sigma: float | None
+    title: str
+    oracle: bool
     lines: list[list]
 
 
 def _groups(table: DataFrame) -> Iterator[Group]:
-    for (dataset, subset, sigma), part in table.groupby([*DATA, "sigma"]):
-        yield Group(f"{dataset} {subset}", sigma, [_line(run, run) for _, run in part.groupby("run", sort=False)])
-    for (dataset, subset), part in table.groupby(DATA):
+    single, cascade = split(table)
+    for (dataset, subset, sigma), part in single.groupby([*DATA, "sigma"]):
+        yield Group(f"{dataset} {subset}, σ = {sigma:g}", False, _lines(part))
+    for (dataset, subset, sigmas), part in cascade.groupby([*DATA, "sigmas"]):
+        yield Group(f"{dataset} {subset}, cascade over σ = {sigmas}: one classifier", False, _lines(part))
+    for (dataset, subset), part in single.groupby(DATA):
         methods = (method for _, method in part.groupby(METHOD, sort=False))
-        yield Group(f"{dataset} {subset}", None, [_line(envelope(method), method) for method in methods])
+        title = f"{dataset} {subset}, upper envelope over σ: an oracle, not one classifier"
+        yield Group(title, True, [_line(envelope(method), method) for method in methods])
+
+
+def _lines(part: DataFrame) -> list[list]:
+    return [_line(run, run) for _, run in part.groupby("run", sort=False)]
 
 
 def _line(shown: DataFrame, made_of: DataFrame) -> list:
     """Rows ascending in radius with the accuracy as `text`: "–" for a 0 beyond the ceiling, that no votes can lift."""
-    reach, share = max(map(ceiling, made_of.drop_duplicates("run").itertuples())), shown["certified_accuracy"]
+    reach, share = made_of["ceiling"].max(), shown["certified_accuracy"]
     text = share.map(_percent).where((share > 0) | (shown["radius"] <= reach), "–")
     return list(shown.assign(text=text).itertuples())
 
@@ -83,20 +108,50 @@ NOTES = """\
 - s/image: wall time on the machine of that run; not comparable between machines."""
 
 
-def render_markdown(table: DataFrame) -> str:
-    """The whole table as Markdown: protocol, one section per data set and sigma, envelopes, notes."""
+def render_markdown(table: DataFrame, cascades: DataFrame | None = None) -> str:
+    """The whole table as Markdown: protocol, one section per data set and sigma or cascade, envelopes, notes.
+
+    `cascades`, from `halting.frame`, adds a section on how they stop and what they answer without a certificate.
+    """
     text = ["# Certified accuracy", "", _protocol(table).translate(MD) + ".", ""]
     for group in _groups(table):
-        oracle, columns = group.sigma is None, zip(*group.lines, strict=True)
+        oracle, columns = group.oracle, zip(*group.lines, strict=True)
         head = [f"r = {column[0].radius:.10g}" for column in columns if any(cell.text != "–" for cell in column)]
         body = [_md_line(line[: len(head)], oracle) for line in group.lines]
         if not oracle:
             head = ["N draws", "images", *head, "ACR", "abstained %", "NFE per draw", "s/image"]
-        title = "upper envelope over σ: an oracle, not one classifier" if oracle else f"σ = {group.sigma:g}"
-        text += [f"## {group.data.translate(MD)}, {title}", "", f"| defense | {' | '.join(head)} |"]
+        text += [f"## {group.title.translate(MD)}", "", f"| defense | {' | '.join(head)} |"]
         text += ["|---" + "|---:" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
+    if cascades is not None and len(cascades):
+        text += [*_diagnostics(cascades), ""]
     text += ["## Notes", "", NOTES, *(f"- {note}" for note in _notes(table))]
     return "\n".join(text) + "\n"
+
+
+DIAGNOSTICS = """\
+Shares in % of all images. Halted, undecided: at each scale in turn, from the largest down; an undecided image abstains.
+Limited earlier: an earlier scale, at which another class comes too near to p0, sets the radius or takes it away (no
+radius). Evaluations: of all networks, per image, mean and worst case. The last columns are accuracies. Only the first
+belongs to the certificates; “cascade + fallback” gives every abstention to the clean classifier, “prior-mixed” (the
+official code's empirical rule) adds the votes as a prior to the clean logits: neither is certified at any radius."""
+HEAD = ("defense", "halted", "undecided", "none halted", "limited earlier", "no radius", "draws", "evaluations",
+        "certified cascade, r = 0", "cascade + fallback", "prior-mixed", "clean classifier")  # fmt: skip
+
+
+def _diagnostics(cascades: DataFrame) -> Iterator[str]:
+    yield from ("## Cascades: where they stop, what they answer", "", DIAGNOSTICS, "")
+    yield from (f"| {' | '.join(HEAD)} |", "|---" + "|---:" * (len(HEAD) - 1) + "|")
+    for row in cascades.itertuples():
+        per_scale = (" / ".join(map(_percent, shares)) for shares in (row.halted, row.undecided))
+        cost = ((row.draws, row.most_draws), (row.evaluations, row.most_evaluations))
+        answers = (row.certified_cascade, row.cascade_fallback, row.prior_mixed, row.clean)
+        cells = [
+            f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) + _signs(row.marks, 0), *per_scale,
+            *map(_percent, (row.none_halted, row.earlier, row.no_radius)),
+            *(f"{mean:,.0f}, at most {most:,.0f}" for mean, most in cost),
+            *(_percent(share) if share == share else "–" for share in answers),
+        ]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
 
 
 def _md_line(line: list, oracle: bool) -> list[str]:
@@ -106,10 +161,14 @@ def _md_line(line: list, oracle: bool) -> list[str]:
     cells = [c.text if c.text == "–" else f"{c.text} [{_percent(c.ci_low)}, {_percent(c.ci_high)}]" for c in line]
     name += f" {first.run.rpartition('/')[2]}".translate(MD) if "repeat" in first.marks else ""
     return [
-        name + _signs(first.marks, 0), f"{first.n:,}", str(first.images), *cells,
+        name + _signs(first.marks, 0), _drawn(first), str(first.images), *cells,
         f"{first.acr:.3f} [{first.acr_low:.3f}, {first.acr_high:.3f}]", _percent(first.abstention),
         f"{first.nfe:g}", f"{first.seconds_per_image:.3g}",
     ]  # fmt: skip
+
+
+def _drawn(row) -> str:
+    return f"{row.n:,}" if row.mode == "fixed" else f"≤ {row.n:,}, mean {row.draws:,.0f}"
 
 
 def _winner(cell, form: int) -> str:
@@ -121,20 +180,20 @@ def _winner(cell, form: int) -> str:
 def _notes(table: DataFrame) -> Iterator[str]:
     """Notes that depend on the runs: ceilings, evaluations, marks, errors, rows that differ from the others."""
     runs = list(table.drop_duplicates("run").itertuples())
-    where = {row.run: f"{method_name(row)} at σ = {row.sigma:g} ({row.subset})".translate(MD) for row in runs}
-    limits = sorted({(row.sigma, row.n, row.alpha): ceiling(row) for row in runs}.items())
-    listed = "; ".join(f"{r:.4f} at σ = {s:g}, n = {n:,}, alpha = {a:g}" for (s, n, a), r in limits)
+    names = {row.run: f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) for row in runs}
+    limits = {(row.certifier == "cascade", row.sigma, row.n, row.alpha, where(row)): row.ceiling for row in runs}
+    listed = "; ".join(f"{r:.4f} {at}, n = {n:,}, alpha = {a:g}" for (*_, n, a, at), r in sorted(limits.items()))
     yield f"Ceiling radius, the largest that n unanimous votes certify: {listed}."
     calls = sorted({f"{method_name(row)}: {row.nfe_detail}".translate(MD) for row in runs if row.nfe_detail})
     yield f"NFE per draw: network evaluations per noisy draw, counted. {'; '.join(calls) or 'None'}."
     yield from _legend(table, 0)
     for row in runs:
         if row.errors:
-            yield f"Errors, counted as not certified: {row.errors} of {row.images} images, {where[row.run]}."
-    for _, part in table.drop_duplicates("run").groupby(DATA):
-        for column in ("images", "n", "n0", "alpha", "certifier", "mode"):
+            yield f"Errors, counted as not certified: {row.errors} of {row.images} images, {names[row.run]}."
+    for _, part in table.drop_duplicates("run").groupby([*DATA, "certifier"]):
+        for column in ("images", "n", "n0", "alpha", "mode", "protocol"):
             most = part[column].max()
-            others = [f"{getattr(row, column)}, {where[row.run]}" for row in part[part[column] != most].itertuples()]
+            others = [f"{getattr(row, column)}, {names[row.run]}" for row in part[part[column] != most].itertuples()]
             if others:
                 yield f"Not the same {column} in all rows, compare with care: {most}, but {'; '.join(others)}."
 
@@ -149,14 +208,14 @@ def render_latex(table: DataFrame) -> str:
     text = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(radii) + 3)}}}", r"\toprule",
             rf"{' & '.join(['defense', '$n$', 'images', *radii, 'ACR'])} \\"]  # fmt: skip
     for group in _groups(table):
-        title = "envelope over $\\sigma$ (an oracle)" if group.sigma is None else f"$\\sigma = {group.sigma:g}$"
-        text += [r"\midrule", rf"{wide}{{{group.data.translate(TEX)}, {title}}} \\", *_tex_lines(group)]
+        title = group.title.translate(TEX).replace("σ", r"$\sigma$")
+        text += [r"\midrule", rf"{wide}{{{title}}} \\", *_tex_lines(group)]
     footer = (rf"{wide}{{\footnotesize {note}}} \\" for note in (_protocol(table).translate(TEX), *_legend(table, 1)))
     return "\n".join([*text, r"\bottomrule", *footer, r"\end{tabular}"]) + "\n"
 
 
 def _tex_lines(group: Group) -> Iterator[str]:
-    oracle = group.sigma is None
+    oracle = group.oracle
     best = [max((cell.certified_accuracy for cell in column if not cell.partial), default=0.0)
             for column in zip(*group.lines, strict=True)]  # fmt: skip
     for line in group.lines:
@@ -171,10 +230,10 @@ def _tex_lines(group: Group) -> Iterator[str]:
         yield rf"{' & '.join([name, *facts])} \\"
 
 
-def write(table: DataFrame, stem: str | Path) -> list[Path]:
+def write(table: DataFrame, stem: str | Path, cascades: DataFrame | None = None) -> list[Path]:
     """Write `<stem>.md`, `<stem>.csv` (the frame) and `<stem>.tex`; the same records give the same bytes."""
     stem, csv = Path(stem), table.to_csv(index=False, lineterminator="\n")
-    texts = {".md": render_markdown(table), ".csv": csv, ".tex": render_latex(table)}
+    texts = {".md": render_markdown(table, cascades), ".csv": csv, ".tex": render_latex(table)}
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         for suffix, text in texts.items():

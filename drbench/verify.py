@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from drbench.errors import DrbenchError
 from drbench.record import Run, evidence_sha256
-from drbench.stats import VERSIONS, decide
+from drbench.stats import VERSIONS, decide_as, levels
+from drbench.stopping import checkpoints
 
 
 def problems(run: Run) -> list[str]:
@@ -23,9 +25,19 @@ def problems(run: Run) -> list[str]:
             found += [] if row.error else [f"image {row.id}: neither evidence nor an error"]
             continue
         drawn = [(stage.sigma, stage.n0, stage.n) for stage in row.evidence.stages]
-        if drawn != [(engine["sigma"], engine["n0"], engine["n"])]:
+        wanted = [(sigma, engine["n0"], engine["n"]) for sigma in levels(engine)]
+        if engine["mode"] != "fixed" and drawn and drawn[0][2] in checkpoints(engine["n"], engine["block"]):
+            wanted = [(*wanted[0][:2], drawn[0][2])]
+        if not drawn or drawn != wanted[: len(drawn)]:
             found.append(f"image {row.id}: evidence of other draws than the run's: {drawn}")
-        again = decide(engine["certifier"], row.evidence, engine["alpha"])
+            continue
+        try:
+            again = decide_as(engine, row.evidence)
+        except DrbenchError as error:
+            found.append(f"image {row.id}: {error}")
+            continue
+        if len(again.detail.get("p_hat", drawn)) < len(drawn):
+            found.append(f"image {row.id}: draws at {len(drawn)} scales, although the cascade stops before")
         stored = row.certificate
         if stored is None or stored.prediction != again.prediction or not _close(stored.radius, again.radius):
             found.append(

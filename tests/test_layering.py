@@ -28,12 +28,13 @@ MAY_IMPORT = {
     "stats": (LEAVES | {"evidence", "sequential"}, {"numpy", "scipy"}),
     "stopping": ({"sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "verify": ({"record", "stats"}, set()),
+    "verify": (LEAVES | {"record", "stats", "stopping"}, set()),
     "registry": (LEAVES, set()),
     "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
     "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
+    "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
@@ -41,7 +42,8 @@ MAY_IMPORT = {
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
     "classifiers": ({"recipe", "training"}, {"torch"}),
-    "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "certifiers"}, {"torch", "numpy"}),
+    "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
+                    {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
@@ -49,11 +51,12 @@ MAY_IMPORT = {
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
-        {"api", "build", "certifiers", "data", "progress", "stats", "weights"},
+        {"api", "build", "certifiers", "data", "progress", "stats", "stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "cost", "data", "record", "registry", "stats", "weights"}, {"torch", "omegaconf"}),
+    "header": ({"api", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
+               {"torch", "omegaconf"}),
     "runner": (
         LEAVES
         | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "registry"}
@@ -62,8 +65,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "plots", "record", "registry", "runner", "summary", "tables"}
-        | {"testing", "verify"},
+        | {"catalogue", "compare", "config", "fitting", "halting", "plots", "record", "registry", "runner", "summary"}
+        | {"tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip

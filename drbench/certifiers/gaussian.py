@@ -6,7 +6,7 @@ decision half is `drbench.stats.decide_gaussian`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -64,19 +64,27 @@ def observe(
     check_images(defense, x)
     check_draws(n0, n, block, batch_rows)
     forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
+    for row, stage, error in observe_stage(forward, x, ids, range(len(x)), n0=n0, n=n, seed=seed, block=block):
+        yield Observation(row, stage and Evidence((stage,)), error)
+
+
+def observe_stage(
+    forward: Forward, x: Tensor, ids: Sequence[int | str], rows: Iterable[int], *, n0: int, n: int, **streams: int
+) -> Iterator[tuple[int, Stage | None, str | None]]:
+    """For each of `rows`, in order: its number, and its votes at the level of `forward` or why there are none.
+
+    `streams` are the `seed` and `block` of `engine.count_votes`.
+    """
     requests = (
-        Request(row, ids[row], stage, draws)
-        for row in range(len(x))
-        for stage, draws in (("select", n0), ("estimate", n))
+        Request(row, ids[row], stage, draws) for row in rows for stage, draws in (("select", n0), ("estimate", n))
     )
-    answers = count_votes(forward, x, requests, seed=seed, block=block)
+    answers = count_votes(forward, x, requests, **streams)
     for select, estimate in zip(answers, answers, strict=True):
         bad = select.nonfinite + estimate.nonfinite
         if bad:
-            yield Observation(select.request.row, None, f"{bad} of {n0 + n} draws gave non-finite logits")
+            yield select.request.row, None, f"{bad} of {n0 + n} draws gave non-finite logits"
         else:
-            stage = Stage(sigma, select.counts, n0, estimate.counts, n)
-            yield Observation(select.request.row, Evidence((stage,)), None)
+            yield select.request.row, Stage(forward.sigma, select.counts, n0, estimate.counts, n), None
 
 
 def check_draws(*numbers: int) -> None:

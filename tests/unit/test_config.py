@@ -39,7 +39,7 @@ def test_override_wins_and_replaces_a_swept_key(tmp_path):
     "text, overrides, message",
     [
         ("defense: {nam: constant}", [], r"(?s)a.yaml.*nam"),
-        ("defense: {name: constant}\ncertify: {sigmas: 3}", [], r"(?s)sigmas.*certify"),
+        ("defense: {name: constant}\ncertify: {sigmaz: 3}", [], r"(?s)sigmaz.*certify"),
         ("defense: {name: constant}", ["certify.nn=3"], r"(?s)nn"),
         ("defense: {name: constant}\ncertify: {n: 1e5}", [], r"(?s)could not be converted to Integer.*certify.n"),
         ("defense: {name: constant}\ncertify: {n: many}", [], r"(?s)'many'.*certify.n"),

@@ -17,9 +17,10 @@ from tests.runs import make_run
 N, ALPHA = 1000, 0.001
 WRONG, ABSTAINS, ALL = 0, 500, N
 ORDER = [
-    "dataset", "subset", "defense", "variant", "certifier", "mode", "sigma", "n0", "n", "alpha", "images", "radius",
-    "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass", "acr", "acr_low", "acr_high",
-    "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "partial", "marks", "run",
+    "dataset", "subset", "defense", "variant", "certifier", "mode", "protocol", "sigma", "sigmas", "n0", "n", "draws",
+    "alpha", "ceiling", "images", "radius", "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass",
+    "acr", "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights",
+    "partial", "marks", "run",
 ]  # fmt: skip
 
 
