@@ -21,6 +21,8 @@ EXAMPLES = {
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
+    "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
+    "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
@@ -73,6 +75,25 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
         if name == "table":
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
+    made = verb("import", "certification logs of other projects, as run folders")
+    made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
+    made.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    made.add_argument("--out", type=Path, required=True, help="parent of runs/")
+    for name, kind, text in (
+        ("dataset", str, "name of the data set; known sizes tell whether images are missing"),
+        ("defense", str, "name in tables (default: that of the file)"),
+        ("variant", str, "printed beside the name"),
+        ("sigma", float, "noise level, pixel units (default: from a part sigma_S of the path)"),
+        ("n0", int, "selection draws"),
+        ("n", int, "estimation draws"),
+        ("alpha", float, "failure probability"),
+        ("dimension", int, "pixels x channels: turns l-infinity radii into l2 radii"),
+        ("target", float, "radius of logs that only say whether it was reached"),
+    ):
+        made.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=text)
+    made = verb("export", "a run as a log of Cohen et al. 2019, tab separated")
+    made.add_argument("run", type=Path, metavar="RUN")
+    made.add_argument("--compat", action="store_true", help="radii with 3 significant digits, rounded to nearest")
     verb("check", "conformance suite of one defense").add_argument("name")
     return top
 
@@ -199,6 +220,8 @@ def _verify(args) -> int:
         print(f"{verdict:8}{folder}: {progress}")
         for problem in found:
             print(f"        {problem}")
+        for oddity in [] if verdict == "FAILED" else run.header.get("log", {}).get("oddities", []):
+            print(f"        note: {oddity}")
     return 1 if failed else 0
 
 
@@ -230,6 +253,24 @@ def _plot(args) -> None:
 
     plots.radius_curves([record.read(folder) for folder in record.find(args.paths)], args.out)
     print(f"{args.out}.png {args.out}.svg")
+
+
+def _import(args) -> None:
+    from drbench import logs
+
+    known = logs.Settings.__dataclass_fields__
+    settings = logs.Settings(**{name: value for name, value in vars(args).items() if name in known})
+    for file in args.files:
+        folder, odd = logs.import_log(file, args.format, settings, args.out)
+        print(folder)
+        for text in odd:
+            print(f"  note: {text}", file=sys.stderr)
+
+
+def _export(args) -> None:
+    from drbench import logs, record
+
+    print(logs.cohen_tsv(record.read(args.run), args.compat), end="")
 
 
 def _check(args) -> int:

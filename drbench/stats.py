@@ -17,7 +17,11 @@ from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate, Evidence, Stage
 from drbench.sequential import share_above
 
-VERSIONS = {"gaussian": 1, "cascade": 1}  # raised when a certifier's numbers may change; part of every record
+VERSIONS = {
+    "gaussian": 1,
+    "cascade": 1,
+    "imported": 1,
+}  # raised when a certifier's numbers may change; part of every record
 
 # ---- exact binomial bounds ----------------------------------------------------------------------------------------
 
@@ -152,12 +156,19 @@ def decide(kind: str, evidence: Evidence, alpha: float, **options) -> Certificat
     """
     if kind not in VERSIONS:
         raise DrbenchError(f"unknown certifier {kind!r}; available: {', '.join(VERSIONS)}")
+    if kind == "imported":
+        raise DrbenchError("an imported log holds no votes: its certificates cannot be recomputed")
     return {"gaussian": decide_gaussian, "cascade": decide_cascade}[kind](evidence, alpha, **options)
 
 
 def decide_as(engine: Mapping, evidence: Evidence) -> Certificate:
     """The decision that the section `engine` of a run's header describes."""
     return decide(engine["certifier"], evidence, engine["alpha"], **engine.get("options", {}))
+
+
+def conclusion(engine: Mapping, row) -> Certificate | None:
+    """What follows for one recorded image; from a log the certificate that it states. None if the image failed."""
+    return row.certificate if engine["certifier"] == "imported" else row.evidence and decide_as(engine, row.evidence)
 
 
 def levels(engine: Mapping) -> list[float]:
@@ -167,6 +178,8 @@ def levels(engine: Mapping) -> list[float]:
 
 def reach(engine: Mapping) -> float:
     """The largest radius that such a run can certify: that of unanimous votes at the first level."""
+    if engine["certifier"] == "imported":
+        return engine["reach"]
     n0, n = engine["n0"], engine["n"]
     return decide_as(engine, Evidence((Stage(levels(engine)[0], {0: n0}, n0, {0: n}, n),))).radius
 

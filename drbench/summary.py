@@ -37,9 +37,9 @@ def certified(run: Run) -> DataFrame:
     """
     engine, rows = run.header["engine"], []
     for row in run.ordered():
-        found = row.evidence and stats.decide_as(engine, row.evidence)
+        found = stats.conclusion(engine, row)
         prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
-        second = found.detail.get("radius_multiclass", 0.0) if found and found.detail["class"] == row.label else 0.0
+        second = found.detail.get("radius_multiclass", 0.0) if found and found.detail.get("class") == row.label else 0.0
         rows.append((prediction == row.label, radius, prediction == ABSTAIN, found is None, second or math.nan))
     return DataFrame(rows, columns=["correct", "radius", "abstained", "error", "radius_multiclass"])
 

@@ -35,6 +35,12 @@ SIGNS = {
         r"$^\triangle$",
         "hybrid: as sequential, with a tenth of alpha; where all n were drawn, Clopper–Pearson with the rest",
     ),
+    "imported": (
+        "⇩",
+        r"$^\downarrow$",
+        "imported: from the log of another program; its certificates cannot be recomputed",
+    ),
+    "log": ("!", r"$^!$", "log: the imported log is odd in some respect; `drbench verify` says how"),
     "damaged": ("§", r"$^\S$", "damaged: the run folder holds unreadable or contradicting lines"),
 }
 # what would change a table, escaped; underscores inside words are harmless in Markdown
@@ -163,7 +169,7 @@ def _md_line(line: list, oracle: bool) -> list[str]:
     return [
         name + _signs(first.marks, 0), _drawn(first), str(first.images), *cells,
         f"{first.acr:.3f} [{first.acr_low:.3f}, {first.acr_high:.3f}]", _percent(first.abstention),
-        f"{first.nfe:g}", f"{first.seconds_per_image:.3g}",
+        *(["–", "–"] if first.certifier == "imported" else [f"{first.nfe:g}", f"{first.seconds_per_image:.3g}"]),
     ]  # fmt: skip
 
 

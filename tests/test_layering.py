@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
     "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
+    "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
@@ -65,8 +66,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "plots", "record", "registry", "runner", "summary"}
-        | {"tables", "testing", "verify"},
+        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
+        | {"summary", "tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip
