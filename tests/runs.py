@@ -45,7 +45,8 @@ def make_run(
         "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": dirty},
         "engine": {"certifier": "gaussian", "version": stats.VERSIONS["gaussian"], "mode": "fixed", "sigma": sigma,
                    "n0": n0, "n": n, "alpha": alpha, "block": 100, "seed": 0},
-        "defense": {"name": defense, "variant": variant, "nfe": {"classifier": 1.0} if nfe is None else nfe},
+        "defense": {"name": defense, "variant": variant, "checkpoints": {},
+                    "nfe": {"classifier": 1.0} if nfe is None else nfe},
         "flags": list(flags),
     }  # fmt: skip
     record.write_header(folder, header)

@@ -83,5 +83,5 @@ def test_training_starts_from_given_weights(tmp_path, monkeypatch):
 def test_a_start_must_fit_what_is_trained(tmp_path, monkeypatch, start):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text(TUNING)
-    with pytest.raises(DrbenchError, match="train.start must give the weights of what is trained"):
+    with pytest.raises(DrbenchError, match="must give the weights of what is trained"):
         fitting.train(config.load("a.yaml", [f"train.start={start}"])[0], "test")
