@@ -398,6 +398,6 @@ def test_cascades_have_a_group_of_their_own(tmp_path):
     )
     assert line in text
     tex = tables.render_latex(table)
-    assert r"digits test, cascade over $\sigma$ = 1, 0.25: one classifier" in tex and "σ" not in tex
+    assert r"digits test, cascade over $\sigma = 1, 0.25$: one classifier" in tex and "σ" not in tex
     alone = tables.render_markdown(summary.frame(runs[1:2]))
     assert "upper envelope" not in alone and "Cascades: where" not in alone
