@@ -4,7 +4,7 @@ BIN := .venv/bin
 DIGITS := $(wildcard benchmarks/digits/*.yaml)
 FULL := $(wildcard benchmarks/digits/full/*.yaml)
 .DEFAULT_GOAL := help
-.PHONY: help setup digits digits-full train-digits test test-slow lint bench figures verify clean
+.PHONY: help setup digits digits-full train-digits train-multiscale claims-multiscale test test-slow lint bench figures verify clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,14 @@ train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
 	$(BIN)/drbench train benchmarks/digits/train/noise_augmented.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
+	$(MAKE) train-multiscale
+
+train-multiscale: setup  ## fine-tune the shipped denoiser and classifier for cascades
+	$(BIN)/drbench train benchmarks/digits/train/multiscale-denoiser.yaml
+	$(BIN)/drbench train benchmarks/digits/train/multiscale-classifier.yaml
+
+claims-multiscale: setup  ## the multi-scale paper's claims on the runs of digits-full
+	$(BIN)/python -m benchmarks.multiscale_claims
 
 test: setup  ## the fast tests (minutes)
 	$(BIN)/python -m pytest -m "not slow"

@@ -37,7 +37,8 @@ def _row(run: Run) -> dict:
         return sum(hits) / len(rows)
 
     def answered(name: str) -> float:
-        return share(label == getattr(answer, name) for label, answer in free) if any(a for _, a in free) else math.nan
+        given = [label == getattr(answer, name) for label, answer in free if answer]
+        return share(given) if given else math.nan
 
     return {
         "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],

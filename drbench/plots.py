@@ -150,20 +150,17 @@ def _styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
 
 def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     for line in panel.beside:
-        steps, style = _thinned(line), styles[line["defense"].iat[0], line["variant"].iat[0]]
-        x, y = [*steps["radius"], steps["radius"].iat[-1]], [*(100 * steps["certified_accuracy"]), 0.0]
-        axes.plot(x, y, drawstyle="steps-pre", linewidth=1.0, **style)
-        middle = int(np.argmax(np.asarray(y) <= y[0] / 2))
-        axes.annotate(f"σ = {line['sigma'].iat[0]:g}", (x[middle], y[middle]), (4, 3), textcoords="offset points",
-                      fontsize=8.5, color=style["color"])  # fmt: skip
+        style = styles[line["defense"].iat[0], line["variant"].iat[0]]
+        axes.plot(*_steps_down(_thinned(line)), drawstyle="steps-pre", linewidth=1.0, **style)
+        end = line["radius"][line["certified_accuracy"] > 0].max()  # NaN, and no label, where nothing is certified
+        axes.annotate(f"σ = {line['sigma'].iat[0]:g}", (end, 0), (2, 3), textcoords="offset points", fontsize=8.5,
+                      color=style["color"], bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
     for line in panel.curves:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
         steps = _thinned(line)
         low, high = 100 * steps["ci_low"], 100 * steps["ci_high"]
         axes.fill_between(steps["radius"], low, high, step="pre", color=style["color"], alpha=0.1, linewidth=0)
-        # ends with the fall to 0 that every curve has at its ceiling
-        x, y = [*steps["radius"], steps["radius"].iat[-1]], [*(100 * steps["certified_accuracy"]), 0.0]
-        axes.plot(x, y, drawstyle="steps-pre", linewidth=1.8, **style)
+        axes.plot(*_steps_down(steps), drawstyle="steps-pre", linewidth=1.8, **style)
         if panel.oracle:
             for row in line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()].itertuples():
                 axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style["color"],
@@ -172,6 +169,11 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
         axes.axvline(radius, color="#555555", linestyle=":", linewidth=1.2)
         axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555")
     axes.set(title=panel.title, xlabel="ℓ₂ radius (pixel units)", xlim=(0, 1.08 * max(panel.ceilings)), ylim=(0, 100))
+
+
+def _steps_down(steps: DataFrame) -> tuple[list, list]:
+    """x and y (%) of a curve; it ends with the fall to 0 that every curve has at its ceiling."""
+    return [*steps["radius"], steps["radius"].iat[-1]], [*(100 * steps["certified_accuracy"]), 0.0]
 
 
 def _thinned(line: DataFrame) -> DataFrame:

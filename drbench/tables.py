@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -214,7 +215,7 @@ def render_latex(table: DataFrame) -> str:
     text = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(radii) + 3)}}}", r"\toprule",
             rf"{' & '.join(['defense', '$n$', 'images', *radii, 'ACR'])} \\"]  # fmt: skip
     for group in _groups(table):
-        title = group.title.translate(TEX).replace("σ", r"$\sigma$")
+        title = re.sub(r"σ( = [\d.e+, -]*\d)?", lambda found: rf"$\sigma{found[1] or ''}$", group.title.translate(TEX))
         text += [r"\midrule", rf"{wide}{{{title}}} \\", *_tex_lines(group)]
     footer = (rf"{wide}{{\footnotesize {note}}} \\" for note in (_protocol(table).translate(TEX), *_legend(table, 1)))
     return "\n".join([*text, r"\bottomrule", *footer, r"\end{tabular}"]) + "\n"

@@ -45,7 +45,8 @@ def make_run(
         "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": dirty},
         "engine": {"certifier": "gaussian", "version": stats.VERSIONS["gaussian"], "mode": "fixed", "sigma": sigma,
                    "n0": n0, "n": n, "alpha": alpha, "block": 100, "seed": 0},
-        "defense": {"name": defense, "variant": variant, "nfe": {"classifier": 1.0} if nfe is None else nfe},
+        "defense": {"name": defense, "variant": variant, "checkpoints": {},
+                    "nfe": {"classifier": 1.0} if nfe is None else nfe},
         "flags": list(flags),
     }  # fmt: skip
     record.write_header(folder, header)
@@ -59,6 +60,50 @@ def make_run(
     run = record.read(folder)
     status = "complete" if run.complete else "partial"
     record.write_header(folder, header | {"status": status, "evidence_sha256": record.evidence_sha256(run)})
+    return record.read(folder)
+
+
+def make_cascade(
+    folder: Path,
+    stops: Sequence[Sequence[int] | None],
+    *,
+    defense: str = "multiscale",
+    variant: str = "",
+    sigmas: Sequence[float] = (0.25, 1.0),
+    n: int = 1000,
+    n0: int = 100,
+    alpha: float = 0.001,
+    protocol: str = "sound",
+    clean: Sequence[float] = (1.0, 0.0, 0.0),
+) -> record.Run:
+    """A complete run of a cascade of three classes; all labels are 1, all clean images are taken for class 0.
+
+    Parameters
+    ----------
+    stops : sequence of sequences of int, or None
+        For each image, and each scale that it reached, the votes for class 1; the others are shared by 0 and 2.
+    """
+    run = make_run(folder, [], images=len(stops), defense=defense, variant=variant, sigma=max(sigmas), n=n, n0=n0)
+    options = {"sigmas": list(sigmas), "classes": 3, "p0": 0.5, **stats.PROTOCOLS[protocol]}
+    engine = run.header["engine"] | {"certifier": "cascade", "version": stats.VERSIONS["cascade"], "alpha": alpha,
+                                     "protocol": protocol, "options": options}  # fmt: skip
+    nfe_at = {f"{sigma:g}": {"denoiser": 1.0, "classifier": 1.0} for sigma in sigmas}
+    header = run.header | {"engine": engine, "defense": run.header["defense"] | {"nfe_at": nfe_at}}
+    writer = record.Writer(folder)
+    for image_id, hits in enumerate(stops):
+        evidence = hits and Evidence(
+            tuple(
+                Stage(sigma, {1: n0}, n0, {1: k, 0: (n - k) // 2, 2: n - k - (n - k) // 2}, n)
+                for sigma, k in zip(stats.levels(engine), hits, strict=False)
+            ),
+            tuple(clean),
+        )
+        certificate = evidence and stats.decide_as(engine, evidence)
+        writer.write(record.Row(image_id, 1, evidence, certificate, 0.5, {}, None if hits else "not finite"))
+    writer.close()
+    run = record.read(folder)
+    header |= {"status": "complete", "evidence_sha256": record.evidence_sha256(run)}
+    record.write_header(folder, header)
     return record.read(folder)
 
 

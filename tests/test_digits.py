@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import drbench
-from drbench import record, stats, summary, tables, verify, weights
+from drbench import halting, record, stats, summary, tables, verify, weights
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
@@ -17,7 +17,8 @@ DENOISED = ["digits/classifier", "digits/denoiser"]
 
 def test_shipped_weights_are_those_of_the_manifest():
     entries = weights.manifest()
-    assert set(entries) == {"digits/classifier", "digits/denoiser", "digits/noise_augmented"}
+    tuned = {"digits/multiscale-classifier", "digits/multiscale-denoiser"}
+    assert set(entries) == tuned | {"digits/classifier", "digits/denoiser", "digits/noise_augmented"}
     for name, entry in entries.items():
         found = weights.resolve(name)
         assert found.path.stat().st_size == entry["bytes"] < 2**20
@@ -100,8 +101,8 @@ def test_tracked_runs_verify():
 
 
 def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path):
-    frame = summary.frame([record.read(folder) for folder in record.find([FULL / "runs"])])
-    for path in tables.write(frame, tmp_path / "certified"):
+    runs = [record.read(folder) for folder in record.find([FULL / "runs"])]
+    for path in tables.write(summary.frame(runs), tmp_path / "certified", halting.frame(runs)):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
 
 

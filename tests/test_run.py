@@ -19,6 +19,7 @@ from drbench.cli import main
 ROOT = Path(__file__).parents[1]
 UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
 CONFIG = "benchmarks/digits/undefended.yaml"
+MULTISCALE = "benchmarks/digits/multiscale.yaml"
 SMALL = ["certify.sigma=0.25", "certify.n=300", "certify.n0=50", "data.subset=first12", "run.batch_rows=256"]
 
 
@@ -95,9 +96,9 @@ def _wait_for_rows(out, process, known):
         time.sleep(0.005)
 
 
-def _killed_runs(out, overrides, kills, rng):
+def _killed_runs(out, file, overrides, kills, rng):
     """Start the command `kills` times, kill it at a random moment each time, then let it end."""
-    command = [sys.executable, "-m", "drbench", "run", str(UNDEFENDED), *overrides, "--out", str(out)]
+    command = [sys.executable, "-m", "drbench", "run", str(file), *overrides, "--out", str(out)]
     acknowledged: set = set()
     for kill in range(kills):
         known = set(out.rglob("rows*"))
@@ -120,10 +121,112 @@ def _killed_runs(out, overrides, kills, rng):
 def test_sigkill_at_random_moments_changes_nothing(tmp_path):
     overrides = ["certify.sigma=0.25", "certify.n=20000", "data.subset=first40", "run.batch_rows=512", "run.threads=1"]
     calm = runner.run(config.load(UNDEFENDED, overrides), tmp_path / "calm")
-    found = _killed_runs(tmp_path / "killed", overrides, 9, random.Random(0))
+    found = _killed_runs(tmp_path / "killed", UNDEFENDED, overrides, 9, random.Random(0))
     assert evidence(found) == evidence(record.read(calm[0]))
     assert verify.problems(found) == [] and found.complete
     assert len(list(found.folder.glob("rows*"))) >= 5, "too few kills hit the middle of the work"
+
+
+# ---- cascades -----------------------------------------------------------------------------------------------------
+
+CASCADE = ["certify.n=300", "certify.n0=50", "data.subset=first12", "run.batch_rows=256"]
+
+
+@pytest.fixture
+def cascade_file(tmp_path):
+    """A cascade of the fast undefended classifier."""
+    path = tmp_path / "cascade.yaml"
+    path.write_text(
+        "defense: {name: undefended, checkpoint: [digits/classifier]}\n"
+        "certify: {kind: cascade, sigmas: [0.25, 0.5, 1.0]}"
+    )
+    return path
+
+
+def cascade(file, out, *overrides, limit=None):
+    (folder,) = runner.run(config.load(file, [*CASCADE, *overrides]), out, limit)
+    return record.read(folder)
+
+
+def test_a_cascade_is_recorded_verified_resumed_and_shown(cascade_file, reference, tmp_path, capsys):
+    part = cascade(cascade_file, tmp_path / "a", limit=5)
+    assert part.marks[0] == "partial" and verify.problems(part) == [] and len(part.rows) == 5
+    assert main(["resume", str(part.folder)]) == 0
+    whole = record.read(part.folder)
+    other = cascade(cascade_file, tmp_path / "b", "run.batch_rows=64")
+    assert whole.complete and evidence(whole) == evidence(other) and verify.problems(whole) == []
+    engine, cost = whole.header["engine"], whole.header["cost"]
+    assert (engine["certifier"], engine["protocol"], engine["sigma"]) == ("cascade", "sound", 1.0)
+    assert engine["options"] == {"sigmas": [0.25, 0.5, 1.0], "classes": 10, "p0": 0.5, "split": "bonferroni",
+                                 "bounds": "exact"}  # fmt: skip
+    drawn = [len(row.evidence.stages) for row in whole.ordered()]
+    assert cost["draws"] == 350 * sum(drawn) and cost["most_draws_per_image"] == 3 * 350 and len(set(drawn)) > 1
+    for row in whole.ordered():  # paired with the run at a single sigma, image by image
+        if len(row.evidence.stages) == 3:
+            assert row.evidence.stages[2] == reference.rows[row.id].evidence.stages[0]
+    capsys.readouterr()
+    assert main(["table", str(whole.folder), str(reference.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "## digits test/first12, cascade over σ = 1, 0.5, 0.25: one classifier" in shown
+    assert "## Cascades: where they stop" in shown and "1,050" in shown
+    assert main(["show", str(cascade_file), *CASCADE]) == 0
+    assert "350 noisy draws per image at each of at most 3 scales: 1.0, 0.5, 0.25" in capsys.readouterr().out
+
+
+def test_verify_recomputes_cascades(cascade_file, tmp_path):
+    found = cascade(cascade_file, tmp_path)
+    path = next(found.folder.glob("rows*"))
+    lines = [record.decode(line) for line in path.read_bytes().splitlines(keepends=True)]
+
+    def problems(change):
+        changed = json.loads(json.dumps(lines))
+        change(changed)
+        path.write_bytes(b"".join(map(record.encode, changed)))
+        return " ".join(verify.problems(record.read(found.folder)))
+
+    long = next(i for i, line in enumerate(lines) if len(line["evidence"]["stages"]) > 1)
+    assert problems(lambda rows: None) == ""
+    assert "no evidence of sigma = 0.5" in problems(
+        lambda rows: rows[long]["evidence"]["stages"].__delitem__(slice(1, 3))
+    )
+    assert "other draws than the run's" in problems(lambda rows: rows[long]["evidence"]["stages"].__delitem__(0))
+    assert "differs from" in problems(lambda rows: rows[long]["certificate"].update(radius=9.0))
+
+    def passing_votes(rows):
+        first = rows[long]["evidence"]["stages"][0]
+        first["votes"] = {next(iter(first["select"])): first["n"]}
+
+    assert "the cascade stops before" in problems(passing_votes)
+
+
+def test_a_cascade_in_a_notebook(cascade_file, tmp_path):
+    images = drbench.load_data("digits", subset="first12")
+    defense = drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    frame = drbench.certify(defense, images, sigma=[0.25, 0.5, 1.0], n=300, n0=50)
+    found = cascade(cascade_file, tmp_path)
+    for row in frame.itertuples():
+        certificate = found.rows[row.id].certificate
+        assert (row.prediction, row.radius) == (certificate.prediction, certificate.radius)
+        reason = row.reason if isinstance(row.reason, str) else None  # pandas makes NaN of None
+        assert (row.sigma, reason) == (certificate.detail["sigma"], certificate.detail["reason"])
+    assert frame.fallback.eq(frame.label).mean() >= frame.correct.mean() and frame.error.isna().all()
+    code = drbench.certify(defense, images, sigma=[0.25, 0.5, 1.0], n=300, n0=50, protocol="paper_code")
+    assert code.radius.sum() > frame.radius.sum()
+    for wrong, message in (({"sigma": []}, "scales of a cascade"), ({"sigma": [0.3, 1.0]}, "declares sigmas"),
+                           ({"sigma": [0.5, 1.0], "protocol": "paper"}, "unknown protocol"),
+                           ({"sigma": [0.5, 1.0], "n": 10}, "expected n >= 11")):  # fmt: skip
+        with pytest.raises(drbench.DrbenchError, match=message):
+            drbench.certify(defense, images, **wrong)
+
+
+@pytest.mark.slow
+def test_sigkill_in_a_cascade_changes_nothing(cascade_file, tmp_path):
+    overrides = ["certify.n=10000", "data.subset=first30", "run.batch_rows=256", "run.threads=1"]
+    calm = runner.run(config.load(cascade_file, overrides), tmp_path / "calm")
+    found = _killed_runs(tmp_path / "killed", cascade_file, overrides, 5, random.Random(1))
+    assert evidence(found) == evidence(record.read(calm[0]))
+    assert verify.problems(found) == [] and found.complete
+    assert len(list(found.folder.glob("rows*"))) >= 3, "too few kills hit the middle of the work"
 
 
 def test_ctrl_c_keeps_what_was_recorded(tmp_path):
@@ -163,7 +266,9 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
         (["run", CONFIG, "--out", "/proc/nowhere"], "choose a writable --out"),
         (["run", "benchmarks/digits/no.yaml"], "no benchmark file"),
         (["run", "certify.n=10"], "expected at least one benchmark file"),
-        (["run", CONFIG, "certify.kind=lipschitz"], "certify.kind is gaussian"),
+        (["run", CONFIG, "certify.kind=lipschitz"], "certify.kind is gaussian or cascade"),
+        (["run", MULTISCALE, "certify.sigmas=[0.3,1.0]"], "declares sigmas (0, 0.25, 0.5, 1)"),
+        (["run", MULTISCALE, "certify.n=10"], "expected n >= 12"),
         (["run", CONFIG, "certify.sigma=[1"], "undefended.yaml"),
         (["run", CONFIG, "run.batch_rows=true"], "auto or > 0"),
         (["run", CONFIG, "run.seed=abc"], "run.seed"),

@@ -1,13 +1,18 @@
 """Benchmark files: merging, sweeps, identity, and messages for every mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from drbench import config
 from drbench.errors import DrbenchError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+CASCADE = "defense: {name: constant}\ncertify: {kind: cascade, sigmas: [0.25, 1.0]}"
 
 
 def write(folder, text, name="a.yaml"):
@@ -49,6 +54,17 @@ def test_override_wins_and_replaces_a_swept_key(tmp_path):
         ("defense: {name: constant}\ncertify: {n: 0}", [], "are positive"),
         ("defense: {name: constant}\nrun: {batch_rows: lots}", [], "auto or > 0"),
         ("defense: {name: constant}\ncertify: {mode: hybrd}", [], "certify.mode is fixed"),
+        (CASCADE, ["certify.sigmas=[0.5,0.25]"], "two or more rising noise levels"),
+        (CASCADE, ["certify.sigmas=[0.5]"], "two or more rising noise levels"),
+        (CASCADE, ["certify.sigmas=[]"], "two or more rising noise levels"),
+        (CASCADE, ["certify.sigmas=null"], "two or more rising noise levels"),
+        (CASCADE, ["certify.sigmas=[0.0,0.5]"], "two or more rising noise levels"),
+        (CASCADE, ["certify.sigma=0.25"], "takes certify.sigmas, not certify.sigma"),
+        (CASCADE, ["certify.p0=0.4"], r"certify.p0 is in \[1/2, 1\)"),
+        (CASCADE, ["certify.protocol=paper"], "certify.protocol is sound or paper_code"),
+        (CASCADE, ["certify.protocol=paper_code", "certify.p0=0.6"], r"paper_code has certify.p0 = 0.5"),
+        ("defense: {name: constant}", ["certify.sigmas=[0.25,0.5]"], "only with certify.kind: cascade"),
+        ("defense: {name: constant}", ["certify.protocol=paper_code"], "only with certify.kind: cascade"),
         ("defense: {name: constant}\nsweep: {certify.sigma: 3}", [], "list of values under sweep"),
         ("defense: {name: constant}\nsweep: {certify.sgima: [3]}", [], "sgima"),
         ("defense: {name: constant}", ["certify.n"], "form key=value"),
@@ -101,6 +117,25 @@ def test_identity(tmp_path):
         "data.split=train",
     ]
     assert len({identity(o) for o in other} | {identity(), identity(checkpoints=("bb",))}) == len(other) + 2
+
+
+def test_identity_of_a_gaussian_run_knows_nothing_of_cascades():
+    """Runs recorded before there were cascades are still found."""
+    folder = next((BENCHMARKS.parent / "results/digits/full/runs/constant").glob("sigma0.25-*"))
+    (cell,) = config.load(folder / "config.yaml")
+    recorded = json.loads((folder / "run.json").read_text())["identity"]
+    assert config.identity(cell, []) == recorded and folder.name.endswith(recorded[:8])
+
+
+def test_identity_of_a_cascade(tmp_path):
+    path = write(tmp_path, CASCADE)
+    changes = [(), ("certify.sigmas=[0.25,0.5]",), ("certify.p0=0.6",), ("certify.protocol=paper_code",)]
+    cells = [config.load(path, change)[0] for change in changes]
+    assert len({config.identity(cell, []) for cell in cells}) == 4
+    assert [cell.certify.sigma for cell in cells] == [1.0, 0.5, 1.0, 1.0]  # the largest scale
+    (tmp_path / "again.yaml").write_text(OmegaConf.to_yaml(cells[0]))
+    (again,) = config.load(tmp_path / "again.yaml")
+    assert config.identity(again, []) == config.identity(cells[0], [])
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(BENCHMARKS)))

@@ -13,7 +13,7 @@ import pytest
 
 from drbench import plots, record, stats, summary
 from drbench.errors import DrbenchError
-from tests.runs import make_run
+from tests.runs import make_cascade, make_run
 
 N, ALPHA, ALL = 1000, 0.001, 1000
 
@@ -167,3 +167,24 @@ def test_tables_and_plots_load_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "t.md", "t.csv", "t.tex", "p.png", "p.svg"}
+
+
+def test_a_cascade_stands_beside_the_single_sigmas_of_its_weights_and_draws(tmp_path):
+    runs = [make_run(tmp_path / f"{sigma}", [ALL, 600], defense="same", sigma=sigma) for sigma in (0.25, 0.5, 1.0)]
+    runs += [make_run(tmp_path / "more", [ALL, 600], defense="more", sigma=1.0, n=2000)]
+    other = make_run(tmp_path / "other", [ALL, 600], defense="other", sigma=1.0)
+    header = other.header | {"defense": other.header["defense"] | {"checkpoints": {"a": "f" * 64}}}
+    record.write_header(other.folder, header)
+    run = make_cascade(tmp_path / "c", [[900], [400, 900]])
+    axes = [a for a in draw([*runs, record.read(other.folder), run]) if a.get_visible()]
+    assert [a.get_title() for a in axes] == [
+        "σ = 0.25", "σ = 0.5", "σ = 1", "envelope over σ (an oracle)", "cascade over σ = 1, 0.25",
+    ]  # fmt: skip
+    curves = [line for line in axes[-1].lines if line.get_drawstyle() == "steps-pre"]
+    assert [line.get_linewidth() for line in curves] == [1.0, 1.0, 1.8]  # 0.25 and 1 of the same weights and draws
+    assert {"σ = 0.25", "σ = 1"} <= {text.get_text() for text in axes[-1].texts}
+    radii = [stats.gaussian_radius(900, N, ALPHA / 2, sigma) for sigma in (0.25, 1.0)]
+    assert [drawn(axes[-1], radius, 2) for radius in radii] == [100.0, 50.0]
+    assert drawn(axes[-1], np.nextafter(radii[0], 9), 2) == 50.0
+    (alone,) = draw([run])
+    assert alone.get_title() == "cascade over σ = 1, 0.25"

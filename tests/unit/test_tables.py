@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as reference
 
-from drbench import record, stats, summary, tables
+from drbench import halting, record, stats, summary, tables, verify
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
-from tests.runs import make_run
+from tests.runs import make_cascade, make_run
 
 N, ALPHA = 1000, 0.001
 WRONG, ABSTAINS, ALL = 0, 500, N
@@ -325,3 +326,78 @@ def test_multiclass_column(tmp_path):
     radius = stats.multiclass_radius(450, 300, 1000, 0.001, 0.5)
     assert radius > 0.03 and stats.gaussian_radius(450, 1000, 0.001, 0.5) == 0
     assert table.certified_accuracy_multiclass.tolist() == pytest.approx([2 / 3, 2 / 3])
+
+
+# ---- cascades -----------------------------------------------------------------------------------------------------
+
+STOPS = [[900], [400, 900], [400, 560], [500], [400, 400], [400, 500], None, [900]]
+
+
+def test_cascades_by_hand(tmp_path):
+    """Halt at 1, at 0.25 (twice), undecided at 1, none halts, undecided at 0.25, error, halt at 1."""
+    run = make_cascade(tmp_path / "a", STOPS)
+    assert verify.problems(run) == []
+    table = summary.frame([run], radii=[0.0, 1.0])
+    level, first = 0.0005, table.iloc[0]
+    radii = [stats.gaussian_radius(900, N, level, sigma) for sigma in (1.0, 0.25)]
+    assert table.certified_accuracy.tolist() == [4 / 8, 2 / 8] and radii[0] > 1 > radii[1]
+    assert (first.sigma, first.sigmas, first.protocol, first.errors, first.abstention) == (
+        1.0,
+        "1, 0.25",
+        "sound",
+        1,
+        3 / 8,
+    )
+    assert first.ceiling == stats.ceiling_radius(N, level, 1.0)
+    # 3 of 8 are certified by their own scale; at 560 votes of 0.25 too: 300 of 1000 at sigma = 1 for each rival is far
+    assert first.acr == pytest.approx((2 * radii[0] + radii[1] + stats.gaussian_radius(560, N, level, 0.25)) / 8)
+    assert np.isnan(first.certified_accuracy_multiclass)
+    (found,) = halting.frame([run, make_run(tmp_path / "b", [ALL])]).itertuples()
+    assert (found.halted, found.undecided) == ([2 / 8, 2 / 8], [1 / 8, 1 / 8])
+    assert (found.none_halted, found.no_radius, found.earlier) == (1 / 8, 0, 0)
+    assert (found.draws, found.most_draws) == (11 * 1100 / 8, 2200)
+    assert (found.evaluations, found.most_evaluations) == (2 * found.draws, 4400)
+    assert found.certified_cascade == found.cascade_fallback == 4 / 8  # clean images are taken for class 0
+    # log(0.9 p + 0.1 / 3) of class 1 must exceed that of class 0 by 1: at 900 votes, not at 560
+    assert (found.prior_mixed, found.clean) == (3 / 8, 0)
+
+
+def test_a_cascade_whose_radius_an_earlier_scale_limits(tmp_path):
+    far, near = make_cascade(tmp_path / "a", [[400, ALL]]), make_cascade(tmp_path / "b", [[40, ALL]])
+    first, second = halting.frame([far, near]).itertuples()
+    assert (first.earlier, first.no_radius, first.halted) == (1, 0, [0, 1])  # 300 of 1000 for each rival
+    assert (second.earlier, second.no_radius, second.halted) == (1, 1, [0, 1])  # 480
+    limit = -reference.norm.ppf(stats.cp_upper(300, N, ALPHA / 4))
+    assert limit == pytest.approx(summary.certified(far).radius.item()) and limit < 0.25 * 2
+    assert not summary.certified(near).correct.item()
+
+
+def test_cascades_have_a_group_of_their_own(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", [ALL] * 8, sigma=1.0),
+        make_cascade(tmp_path / "b", STOPS),
+        make_cascade(tmp_path / "c", STOPS, protocol="paper_code", variant="code"),
+        make_cascade(tmp_path / "d", STOPS, sigmas=(0.5, 1.0)),
+    ]
+    table = summary.frame(runs)
+    assert set(table.marks) == {""}  # no two are repeats of each other
+    text = tables.render_markdown(table, halting.frame(runs))
+    titles = [line for line in text.splitlines() if line.startswith("## digits test")]
+    assert titles == [
+        "## digits test, σ = 1",
+        "## digits test, cascade over σ = 1, 0.25: one classifier",
+        "## digits test, cascade over σ = 1, 0.5: one classifier",
+        "## digits test, upper envelope over σ: an oracle, not one classifier",
+    ]
+    oracle = text.partition("upper envelope")[2].partition("## ")[0]
+    assert "| rcm |" in oracle and "multiscale" not in oracle
+    ceilings = f"{stats.ceiling_radius(N, 0.0005, 1.0):.4f} over σ = 1, 0.25, n = 1,000, alpha = 0.001"
+    assert ceilings in text and "over σ = 1, 0.25, protocol paper_code, n = 1,000" in text
+    line = (
+        "| multiscale over σ = 1, 0.25 (test) | 25.0 / 25.0 | 12.5 / 12.5 | 12.5 | 0.0 | 0.0 | 1,512, at most 2,200 |"
+    )
+    assert line in text
+    tex = tables.render_latex(table)
+    assert r"digits test, cascade over $\sigma = 1, 0.25$: one classifier" in tex and "σ" not in tex
+    alone = tables.render_markdown(summary.frame(runs[1:2]))
+    assert "upper envelope" not in alone and "Cascades: where" not in alone
