@@ -12,6 +12,7 @@ DEFENSES = {
     "constant": "methods.constant.defense:Constant",
     "denoised": "methods.denoised.defense:Denoised",
     "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
+    "rcm": "methods.rcm.defense:RCM",
     "undefended": "methods.undefended.defense:Undefended",
 }
 GROUP = "drbench.defenses"
