@@ -24,21 +24,19 @@ SIDE_CAR = {"sigma": float, "heads": int, "grid": int, "layernorm": bool}
 
 def convert(files: list[Path]) -> tuple[dict[str, Tensor], dict]:
     """State dict and constructor arguments of the `RCM` that holds the networks of all files, by increasing sigma."""
-    found = sorted((_read(Path(path)) for path in files), key=lambda one: one[1]["sigma"])
-    args = dict(found[0][1])
-    sigmas = [facts.pop("sigma") for _, facts in found]
+    found = sorted((_read(Path(path)) for path in files), key=lambda one: one[1])
+    sigmas, first = [sigma for _, sigma, _ in found], found[0][2]
     if len(set(sigmas)) < len(sigmas):
         raise DrbenchError(f"expected one file for each noise level, got sigmas {sigmas}; correct the side-cars")
-    args.pop("sigma", None)
-    for path, (_, facts) in zip(files, found, strict=True):
-        if facts != args:
-            raise DrbenchError(f"{path}: expected the same network as in the other files, {args}, got {facts}")
-    state = {f"classifiers.{i}.{key}": value for i, (own, _) in enumerate(found) for key, value in own.items()}
-    return state, args | {"sigmas": sigmas, "kl_weights": [0.0] * len(sigmas)}
+    for _, sigma, args in found:
+        if args != first:
+            raise DrbenchError(f"expected one architecture, got {args} at sigma {sigma:g} but {first} at {sigmas[0]:g}")
+    state = {f"classifiers.{i}.{key}": value for i, (own, _, _) in enumerate(found) for key, value in own.items()}
+    return state, {**first, "sigmas": sigmas, "kl_weights": [0.0] * len(sigmas)}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors of one file under our names, and its facts: side-car and what the shapes say."""
+def _read(path: Path) -> tuple[dict[str, Tensor], float, dict]:
+    """Tensors of one file under our names, its sigma, and the constructor arguments that it implies."""
     facts = _side_car(path)
     state = {key.removeprefix("module."): value for key, value in _load(path).items()}
     # Pre-training alone uses the projector.
@@ -63,7 +61,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
             f"{path}: {len(odd)} tensors are missing, superfluous or of another shape; first: {key}, expected "
             f"{tuple(wanted.get(key, ())) or 'none'}, got {tuple(getattr(state.get(key), 'shape', ())) or 'none'}"
         )
-    return state, args
+    return state, float(facts["sigma"]), args
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -97,13 +95,12 @@ def _side_car(path: Path) -> dict:
 
 
 def _shape(state: dict[str, Tensor], facts: dict) -> dict:
-    """Constructor arguments, and sigma, from shapes and side-car."""
+    """Constructor arguments from shapes and side-car."""
     width, channels, patch, _ = state["base_model.patch_embed.proj.weight"].shape
     tokens = state["base_model.pos_embed"].shape[1]
     side = patch * round((tokens - 2) ** 0.5)
     depth = len({key.split(".")[2] for key in state if key.startswith("base_model.blocks.")})
     return {
-        "sigma": float(facts["sigma"]),
         "input_shape": [channels, side, side],
         "num_classes": len(state["linear_head.weight"]),
         "patch": patch,
