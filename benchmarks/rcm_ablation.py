@@ -18,6 +18,7 @@ from drbench import certify, config, fitting, load_data, load_defense, weights
 
 SEEDS, RADII, RESAMPLES = (0, 1, 2), (0.0, 0.25, 0.5, 0.75), 10_000
 KEPT = Path(".drbench/rcm")
+RECIPE = "benchmarks/digits/train/rcm.yaml"
 FULL = (0.25, 0.5)
 # arm -> noise levels; overrides of its training (None: a row of another method, one training)
 ARMS = {
@@ -45,13 +46,14 @@ def defense(arm: str, seed: int, images):
         checkpoints = [SHIPPED[arm] + (f"-{seed}" if seed else "")]
     else:
         sigmas, overrides = ARMS[arm]
-        args = {"sigmas": list(sigmas), "kl_weights": [KL_WEIGHT]}
-        checkpoints = [str(KEPT / f"{arm.replace(' ', '-')}-{seed}.safetensors")]
-        if not Path(checkpoints[0]).exists():
-            own = [f"defense.args.{key}={value}" for key, value in args.items()]
-            own += [f"train.recipe.seed={seed}", f"train.checkpoint={checkpoints[0]}"]
-            (cell,) = config.load("benchmarks/digits/train/rcm.yaml", [*overrides, *own])
-            fitting.train(cell, "benchmarks.rcm_ablation")
+        (cell,) = config.load(RECIPE, [*overrides, f"train.recipe.seed={seed}"])
+        weight_of = dict(zip(FULL, cell.defense.args.kl_weights, strict=True))
+        args = {"sigmas": list(sigmas), "kl_weights": [weight_of[sigma] for sigma in sigmas]}
+        cell.defense.args.update(args)
+        cell.train.checkpoint = str(KEPT / f"{arm.replace(' ', '-')}-{seed}.safetensors")
+        checkpoints = [cell.train.checkpoint]
+        if not Path(cell.train.checkpoint).exists():
+            fitting.train(cell, "python -m benchmarks.rcm_ablation")
     key = "".join(weights.resolve(found).sha256[:8] for found in checkpoints)
     return load_defense(name, images, checkpoints, **args), key
 

@@ -17,7 +17,8 @@ DENOISED = ["digits/classifier", "digits/denoiser"]
 
 def test_shipped_weights_are_those_of_the_manifest():
     entries = weights.manifest()
-    assert set(entries) == {"digits/classifier", "digits/denoiser", "digits/noise_augmented"}
+    rcm = {f"digits/rcm{kind}{seed}" for kind in ("", "-none") for seed in ("", "-1", "-2")}
+    assert set(entries) == {"digits/classifier", "digits/denoiser", "digits/noise_augmented"} | rcm
     for name, entry in entries.items():
         found = weights.resolve(name)
         assert found.path.stat().st_size == entry["bytes"] < 2**20

@@ -62,7 +62,7 @@ class RCM(Defense):
         head="trainable",
         kl_weights=(10.0, 20.0),
         entropy_weight=0.5,
-        layer_decay=0.75,
+        layer_decay=1.0,
     ):
         super().__init__()
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
