@@ -66,10 +66,9 @@ class RCM(Defense):
     ):
         super().__init__()
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
-        pretraining_recipe = dict(pretraining_recipe or {})
-        _check(self.input_shape, self.sigmas, patch, width, heads, pretraining, pretraining_recipe, head, kl_weights)
-        self.grid, self.pretraining, self.pretraining_recipe = grid, pretraining, pretraining_recipe
+        self.grid, self.pretraining, self.pretraining_recipe = grid, pretraining, dict(pretraining_recipe or {})
         self.projector, self.ema, self.head = tuple(projector), tuple(ema), head
+        self._check(patch, width, heads, len(kl_weights))
         self.kl_weights, self.entropy_weight, self.layer_decay = tuple(kl_weights), entropy_weight, layer_decay
         self.classifiers = nn.ModuleList(
             Classifier(ViT(self.input_shape, patch, width, depth, heads), num_classes, layernorm) for _ in self.sigmas
@@ -103,20 +102,16 @@ class RCM(Defense):
             own = replace(recipe, state=recipe.state and f"{recipe.state}-{sigma:g}")
             tune(network, x, y, 2 * sigma, snap(2 * sigma, self.grid), own, log, **options)
 
-
-def _check(shape, sigmas, patch, width, heads, pretraining, pretraining_recipe, head, kl_weights):
-    if shape[1] % patch or shape[2] % patch:
-        raise DrbenchError(f"rcm: expected a patch size that divides the image, got patch {patch} for {shape}")
-    if width % heads or width % 2:
-        raise DrbenchError(f"rcm: expected an even width that is a multiple of heads, got {width} and {heads}")
-    if pretraining not in KINDS:
-        raise DrbenchError(f"rcm: unknown pretraining {pretraining!r}; available: {', '.join(KINDS)}")
-    if head not in HEADS:
-        raise DrbenchError(f"rcm: unknown head {head!r}; available: {', '.join(HEADS)}")
-    if len(kl_weights) != len(sigmas):
-        raise DrbenchError(
-            f"rcm: expected one of kl_weights for each of sigmas {tuple(sigmas)}, got {tuple(kl_weights)}"
-        )
-    unknown = sorted(set(pretraining_recipe) - {field.name for field in fields(Recipe)})
-    if unknown:
-        raise DrbenchError(f"rcm: pretraining_recipe has no field {unknown[0]!r}; it takes those of train.recipe")
+    def _check(self, patch, width, heads, weights):
+        shape, unknown = self.input_shape, set(self.pretraining_recipe) - {field.name for field in fields(Recipe)}
+        problems = [
+            (shape[1] % patch or shape[2] % patch, f"a patch that divides the image, got patch {patch} for {shape}"),
+            (width % heads or width % 2, f"an even width, a multiple of heads, got width {width} and {heads} heads"),
+            (self.pretraining not in KINDS, f"pretraining as one of {', '.join(KINDS)}, got {self.pretraining!r}"),
+            (self.head not in HEADS, f"head as one of {', '.join(HEADS)}, got {self.head!r}"),
+            (weights != len(self.sigmas), f"one of kl_weights for each of sigmas {self.sigmas}, got {weights}"),
+            (unknown, f"fields of train.recipe in pretraining_recipe, got {', '.join(sorted(unknown))}"),
+        ]
+        for wrong, expected in problems:
+            if wrong:
+                raise DrbenchError(f"rcm: expected {expected}")

@@ -104,7 +104,7 @@ def pretrain(
         raise DrbenchError(f"unknown pre-training {kind!r}; available: {', '.join(KINDS)}")
     # Layers draw their first weights from the global generator: it is seeded for them alone.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_rng(recipe.seed, -1).initial_seed())
+        torch.default_generator.manual_seed(step_rng(recipe.seed, -1).initial_seed())
         encoder.projection_head = projection_head(encoder.norm.normalized_shape[0], *projector).to(x.device)
     stage = Pretraining(encoder, kind, recipe.steps, tuple(ema)).to(x.device)
 

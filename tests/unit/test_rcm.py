@@ -445,9 +445,9 @@ def test_ablations_differ_and_networks_start_from_one_encoder():
 
 @pytest.mark.parametrize(
     "args, message",
-    [({"patch": 3}, "divides the image"), ({"width": 30}, "multiple of heads"), ({"pretraining": "moco"}, "'moco'"),
-     ({"head": "linear"}, "'linear'"), ({"kl_weights": (1.0,)}, "one of kl_weights"),
-     ({"pretraining_recipe": {"epochs": 3}}, "no field 'epochs'")],
+    [({"patch": 3}, "divides the image"), ({"width": 30}, "multiple of heads"),
+     ({"pretraining": "moco"}, "consistency, both, got 'moco'"), ({"head": "linear"}, "frozen, got 'linear'"),
+     ({"kl_weights": (1.0,)}, "one of kl_weights"), ({"pretraining_recipe": {"epochs": 3}}, "got epochs")],
 )  # fmt: skip
 def test_arguments_are_checked(args, message):
     with pytest.raises(DrbenchError, match=message):
