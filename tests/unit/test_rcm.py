@@ -240,8 +240,7 @@ def test_contrastive_term_is_symmetric_with_keys_of_the_target():
     assert {t for _, t, _ in stage.online.calls + stage.target.calls} == {0.002}
 
 
-def test_views_of_one_image_share_their_noise_and_both_terms_add_up():
-    """With views switched off, what both views carry beyond the image is the noise of the path."""
+def test_both_terms_add_up_with_weight_one():
     losses, x = {}, images()
     for kind in ("contrastive", "consistency", "both"):
         with torch.random.fork_rng():
@@ -251,6 +250,7 @@ def test_views_of_one_image_share_their_noise_and_both_terms_add_up():
 
 
 def test_views_share_the_noise_of_the_path(monkeypatch):
+    """With augmentation switched off, what both views carry beyond the image is the noise of the path."""
     monkeypatch.setattr(views, "strong", lambda x, rng: x)
     stage, x = Pretraining(Spy(), "both", 100, (0.99, 0.999, 10)), images()
     stage.loss(x, step_rng(0, 0))
