@@ -4,7 +4,8 @@ BIN := .venv/bin
 DIGITS := $(wildcard benchmarks/digits/*.yaml)
 FULL := $(wildcard benchmarks/digits/full/*.yaml)
 .DEFAULT_GOAL := help
-.PHONY: help setup digits digits-full train-digits train-multiscale claims-multiscale test test-slow lint bench figures verify clean
+.PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
+  claims-multiscale test test-slow lint bench figures verify clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,7 +32,7 @@ train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
 	$(BIN)/drbench train benchmarks/digits/train/noise_augmented.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
-	$(MAKE) train-multiscale
+	$(MAKE) train-multiscale train-rcm
 
 train-multiscale: setup  ## fine-tune the shipped denoiser and classifier for cascades
 	$(BIN)/drbench train benchmarks/digits/train/multiscale-denoiser.yaml
@@ -39,6 +40,17 @@ train-multiscale: setup  ## fine-tune the shipped denoiser and classifier for ca
 
 claims-multiscale: setup  ## the multi-scale paper's claims on the runs of digits-full
 	$(BIN)/python -m benchmarks.multiscale_claims
+
+train-rcm: setup  ## train the shipped weights of RCM, with and without pre-training, first seed
+	$(BIN)/drbench train benchmarks/digits/train/rcm.yaml
+	$(BIN)/drbench train benchmarks/digits/train/rcm-none.yaml
+
+train-rcm-seeds: setup  ## train the shipped weights of RCM's other seeds
+	for seed in 1 2; do for row in rcm rcm-none; do $(BIN)/drbench train benchmarks/digits/train/$$row.yaml \
+	train.recipe.seed=$$seed train.checkpoint=digits/$$row-$$seed || exit 1; done; done
+
+rcm-ablation: setup  ## what the parts of RCM are worth on digits: the table of its README (an hour)
+	$(BIN)/python -m benchmarks.rcm_ablation
 
 test: setup  ## the fast tests (minutes)
 	$(BIN)/python -m pytest -m "not slow"

@@ -74,13 +74,15 @@ def _fit(defense: Defense, images: Images, recipe: Recipe, title: str, device: t
     def log(step: int, loss: float) -> None:
         nonlocal bar, smooth
         if bar is None or step <= bar.done:  # the first step, or that of the next network of the same fit
+            if bar is not None:
+                bar.close()
             bar, smooth = Progress(title, recipe.steps, "steps", done=step - 1), loss
         smooth = 0.98 * smooth + 0.02 * loss
         bar.advance(lambda: f"loss {smooth:.4f}")
-        if step == recipe.steps:
-            bar.close()
 
     defense.fit(images.x.to(device), images.y.to(device), recipe, log)
+    if bar is not None:
+        bar.close()
     defense.eval()
 
 

@@ -42,7 +42,7 @@ class Progress:
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY
             rate = (self.done - self._first) / (time.monotonic() - self._start)
-            left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "?"
+            left = f"{(self.total - self.done) / rate:.0f} s left" if rate and self.done <= self.total else "?"
             print(
                 f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left}, {note()}",
                 file=sys.stderr,

@@ -13,6 +13,7 @@ DEFENSES = {
     "denoised": "methods.denoised.defense:Denoised",
     "multiscale": "methods.multiscale.defense:MultiScale",
     "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
+    "rcm": "methods.rcm.defense:RCM",
     "undefended": "methods.undefended.defense:Undefended",
 }
 GROUP = "drbench.defenses"

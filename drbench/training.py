@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +24,11 @@ SAVE_EVERY = 500  # steps between saved states
 
 
 def train(
-    network: nn.Module, loss: Callable[[Generator], Tensor], recipe: Recipe, log: Callable[[int, float], None]
+    network: nn.Module,
+    loss: Callable[[Generator], Tensor],
+    recipe: Recipe,
+    log: Callable[[int, float], None],
+    groups: Sequence[dict] | None = None,
 ) -> None:
     """Minimise `loss(rng)` over the parameters of `network`; in the end `network` holds the averaged weights.
 
@@ -36,15 +40,17 @@ def train(
         Maps the generator of the step (on the CPU) to a scalar; every random choice must come from it.
     log : callable
         Called as `log(step, loss)` after each step.
+    groups : sequence of dict, optional
+        Parameters to train, each group with "params" and "scale", a factor of the learning rate. By default all.
     """
     keep_freed_memory()
     network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(groups or network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     step = _resume(network, optimizer, average, recipe)
     while step < recipe.steps:
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, recipe)
+            group["lr"] = recipe.lr * group.get("scale", 1.0) * _schedule(step, recipe)
         value = loss(step_rng(recipe.seed, step))
         if not value.isfinite():
             raise DrbenchError(f"training diverged: the loss at step {step} is {value.item()}; lower the learning rate")

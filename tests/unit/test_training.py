@@ -55,6 +55,15 @@ def test_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
         train(resumed, loss, replace(recipe, lr=0.1), lambda *a: None)
 
 
+def test_groups_have_their_own_learning_rate_and_others_stand_still():
+    network, loss = problem()
+    before = [value.clone() for value in network.state_dict().values()]
+    groups = [{"params": [network[0].weight], "scale": 0.1}, {"params": [network[2].weight]}]
+    train(network, loss, replace(RECIPE, steps=1, warmup=0, lr=1e-2, clip=1e9), lambda *a: None, groups)
+    moved = [float((a - b).abs().max()) for a, b in zip(network.state_dict().values(), before, strict=True)]
+    assert moved[1] == moved[3] == 0 and moved[0] == pytest.approx(0.1 * moved[2], rel=1e-2)
+
+
 def test_divergence_and_bad_recipes():
     network, _ = problem()
     with pytest.raises(DrbenchError, match="training diverged: the loss at step 0 is nan"):
