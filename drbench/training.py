@@ -46,6 +46,8 @@ def train(
     keep_freed_memory()
     network.train()
     optimizer = torch.optim.AdamW(groups or network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    chosen = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = [parameter for parameter in network.parameters() if id(parameter) in chosen]
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     step = _resume(network, optimizer, average, recipe)
     while step < recipe.steps:
@@ -54,9 +56,9 @@ def train(
         value = loss(step_rng(recipe.seed, step))
         if not value.isfinite():
             raise DrbenchError(f"training diverged: the loss at step {step} is {value.item()}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
+        nn.utils.clip_grad_norm_(trained, recipe.clip)
         optimizer.step()
         step += 1
         _update_average(average, network, recipe, step)
