@@ -112,17 +112,21 @@ def end_session(header: dict, folder: Path) -> None:
     rows = list(run.rows.values())
     seconds = sum(row.seconds for row in rows)
     draws = sum(stage.n0 + stage.n for row in rows if row.evidence for stage in row.evidence.stages)
-    engine = header["engine"]
+    evaluations = dict(sum((Counter(row.evaluations) for row in rows), Counter()))
+    per_scale = header["engine"]["n0"] + header["engine"]["n"]
+    calls = list(header["defense"].get("nfe_at", {"": header["defense"]["nfe"]}).values())
     header["status"] = "complete" if run.complete else "partial"
     header["sessions"][-1]["ended"] = _now()
     header["evidence_sha256"] = record.evidence_sha256(run)
     header["cost"] = {
         "images": len(rows),
         "draws": draws,
-        "most_draws_per_image": len(stats.levels(engine)) * (engine["n0"] + engine["n"]),
+        "most_draws_per_image": len(calls) * per_scale,
         "seconds": seconds,
         "rows_per_second": draws / seconds if seconds else 0.0,
-        "network_evaluations": dict(sum((Counter(row.evaluations) for row in rows), Counter())),
+        "network_evaluations": evaluations,
+        "evaluations_per_image": sum(evaluations.values()) / len(rows) if rows else 0.0,  # padding included
+        "most_evaluations_per_image": sum(sum(each.values()) for each in calls) * per_scale,
     }
 
 

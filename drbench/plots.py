@@ -84,6 +84,7 @@ class Panel(NamedTuple):
     curves: list[DataFrame]
     ceilings: dict[float, str]  # radius -> label
     oracle: bool = False
+    cascade: bool = False
     beside: tuple[DataFrame, ...] = ()  # thin curves, each with its sigma written to it
 
 
@@ -102,8 +103,9 @@ def _panels(curves: DataFrame) -> list[Panel]:
         for sigmas, level in cascade.groupby("sigmas"):
             pairs = level[PAIRED].drop_duplicates()
             beside = single[single["sigma"].isin([float(sigma) for sigma in sigmas.split(", ")])]
+            lines, singles = _reached(level), tuple(_reached(beside.merge(pairs)))
             title = f"{prefix}cascade over σ = {sigmas}"
-            panels.append(Panel(title, _reached(level), _limits(level), beside=(*_reached(beside.merge(pairs)),)))
+            panels.append(Panel(title, lines, _limits(level), cascade=True, beside=singles))
     return panels
 
 
@@ -152,9 +154,9 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     for line in panel.beside:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
         axes.plot(*_steps_down(_thinned(line)), drawstyle="steps-pre", linewidth=1.0, **style)
-        end = line["radius"][line["certified_accuracy"] > 0].max()  # NaN, and no label, where nothing is certified
-        axes.annotate(f"σ = {line['sigma'].iat[0]:g}", (end, 0), (2, 3), textcoords="offset points", fontsize=8.5,
-                      color=style["color"], bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
+        start = 0, 100 * line["certified_accuracy"].iat[0]  # apart from each other, unlike the rest of the curves
+        axes.annotate(f"σ = {line['sigma'].iat[0]:g}", start, (4, 2), textcoords="offset points", fontsize=8.5,
+                      color=style["color"])  # fmt: skip
     for line in panel.curves:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
         steps = _thinned(line)
@@ -165,10 +167,21 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
             for row in line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()].itertuples():
                 axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style["color"],
                           markersize=8, markeredgecolor="white", zorder=3, clip_on=False)  # fmt: skip
+    right = _shown(panel) if panel.cascade else 1.08 * max(panel.ceilings)
     for radius, label in panel.ceilings.items():
-        axes.axvline(radius, color="#555555", linestyle=":", linewidth=1.2)
-        axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555")
-    axes.set(title=panel.title, xlabel="ℓ₂ radius (pixel units)", xlim=(0, 1.08 * max(panel.ceilings)), ylim=(0, 100))
+        if radius <= right:
+            axes.axvline(radius, color="#555555", linestyle=":", linewidth=1.2)
+            axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555")
+    beyond = ", ".join(f"{radius:.2f}" for radius in sorted(panel.ceilings) if radius > right)
+    if beyond:
+        axes.text(right, 99, f"ceiling: {beyond}  ", va="top", ha="right", fontsize=8.5, color="#555555")
+    axes.set(title=panel.title, xlabel="ℓ₂ radius (pixel units)", xlim=(0, right), ylim=(0, 100))
+
+
+def _shown(panel: Panel) -> float:
+    """Right end of the axes of a cascade: its ceiling is that of the largest scale, often far beyond all curves."""
+    drawn = [line["radius"][line["certified_accuracy"] > 0].max() for line in (*panel.curves, *panel.beside)]
+    return 1.15 * max([0.25, *(radius for radius in drawn if radius == radius)])
 
 
 def _steps_down(steps: DataFrame) -> tuple[list, list]:

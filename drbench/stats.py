@@ -151,8 +151,8 @@ def check_budget(n: int, alpha: float) -> None:
 def decide(kind: str, evidence: Evidence, alpha: float, **options) -> Certificate:
     """Turn stored evidence into a certificate. Pure: the same evidence gives the same answer for ever.
 
-    Guarantee: with probability >= 1 - alpha over the draws, the certificate abstains or is true. `options` are the
-    keyword arguments of `decide_<kind>`.
+    Guarantee: with probability >= 1 - alpha over the draws, the certificate abstains or is true; except for a cascade
+    that follows the paper's code. `options` are the keyword arguments of `decide_<kind>`.
     """
     if kind not in VERSIONS:
         raise DrbenchError(f"unknown certifier {kind!r}; available: {', '.join(VERSIONS)}")

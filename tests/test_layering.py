@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import make_run
+from tests.runs import make_cascade, make_run
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
@@ -151,7 +151,9 @@ def test_unsafe_loading_is_nowhere():
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):
-    run = make_run(tmp_path / "run", [990, 900, None, 400], sigma=0.25).folder
+    run = tmp_path / "run"
+    make_run(run / "a", [990, 900, None, 400], sigma=0.25)
+    make_cascade(run / "b", [[990], [400, 900], None, [500]])
     words = [word.format(run=run, out=tmp_path / "out") for word in words]
     program = f"""
 import sys

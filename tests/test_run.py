@@ -161,6 +161,7 @@ def test_a_cascade_is_recorded_verified_resumed_and_shown(cascade_file, referenc
                                  "bounds": "exact"}  # fmt: skip
     drawn = [len(row.evidence.stages) for row in whole.ordered()]
     assert cost["draws"] == 350 * sum(drawn) and cost["most_draws_per_image"] == 3 * 350 and len(set(drawn)) > 1
+    assert cost["most_evaluations_per_image"] == 3 * 350 > cost["evaluations_per_image"] >= 350 * sum(drawn) / 12
     for row in whole.ordered():  # paired with the run at a single sigma, image by image
         if len(row.evidence.stages) == 3:
             assert row.evidence.stages[2] == reference.rows[row.id].evidence.stages[0]

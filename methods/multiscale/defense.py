@@ -93,14 +93,14 @@ class MultiScale(Defense):
         plain = edm_loss(self.denoiser, 2 * images - 1, rng, labels, *self.training_levels, self.label_dropout)
         many = images.repeat(self.copies, 1, 1, 1)
         noise = torch.randn(many.shape, generator=rng).to(many.device)
-        sigma = self._random_levels([level for level in self.sigmas if level > 0], images, rng).repeat(self.copies)
+        sigma = _random_levels([level for level in self.sigmas if level > 0], images, rng).repeat(self.copies)
         scores = self._denoised(many + sigma.view(-1, 1, 1, 1) * noise, sigma)
         brier, agreement = calibration_losses(scores.softmax(1).view(self.copies, len(images), -1), labels, self.p0)
         return plain + self.brier * brier + self.anti_consistency * agreement
 
     def _classifier_loss(self, images, labels, rng):
         """Cross-entropy at all declared levels in equal shares; level 0, if declared, means the clean image."""
-        sigma = self._random_levels(self.sigmas, images, rng)
+        sigma = _random_levels(self.sigmas, images, rng)
         noise = torch.randn(images.shape, generator=rng).to(images.device)
         with torch.no_grad():
             z_net = 2 * (images + sigma.view(-1, 1, 1, 1) * noise) - 1
@@ -108,9 +108,10 @@ class MultiScale(Defense):
         x = x.where(sigma.view(-1, 1, 1, 1) > 0, images)
         return torch.nn.functional.cross_entropy(self.classifier(x), labels)
 
-    def _random_levels(self, levels, images, rng):
-        chosen = torch.randint(len(levels), (len(images),), generator=rng)
-        return torch.tensor(levels)[chosen].to(images.device)
+
+def _random_levels(levels, images, rng):
+    """One of the levels for each image."""
+    return torch.tensor(levels)[torch.randint(len(levels), (len(images),), generator=rng)].to(images.device)
 
 
 @contextmanager

@@ -188,3 +188,6 @@ def test_a_cascade_stands_beside_the_single_sigmas_of_its_weights_and_draws(tmp_
     assert drawn(axes[-1], np.nextafter(radii[0], 9), 2) == 50.0
     (alone,) = draw([run])
     assert alone.get_title() == "cascade over σ = 1, 0.25"
+    ceiling = stats.ceiling_radius(N, ALPHA / 2, 1.0)  # far beyond the curve: written, not drawn
+    assert radii[1] < alone.get_xlim()[1] < ceiling
+    assert f"ceiling: {ceiling:.2f}" in {text.get_text().strip() for text in alone.texts}
