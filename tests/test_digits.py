@@ -34,7 +34,9 @@ def test_clean_accuracy_of_the_classifier():
     assert right.float().mean() >= 0.97
 
 
-@pytest.mark.parametrize("name, checkpoint", [("undefended", "digits/classifier"), ("denoised", DENOISED)])
+@pytest.mark.parametrize(
+    "name, checkpoint", [("undefended", "digits/classifier"), ("denoised", DENOISED), ("rcm", "digits/rcm")]
+)
 def test_votes_of_other_batch_sizes_differ_in_rounding_ties_only(name, checkpoint):
     images = drbench.load_data("digits", subset="first16")
     defense = drbench.load_defense(name, images, checkpoint)
