@@ -1,0 +1,53 @@
+"""The CIFAR-10 configurations, end to end on real images: small networks, a few steps, a few draws."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from drbench import record, verify, weights
+from drbench.cli import main
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "cifar10-jpeg"
+HERE = ["data.name=cifar10-jpeg", f"data.root={DATA.resolve()}"]
+TINY = ["data.subset=first3", "certify.n0=10", "certify.n=40", "certify.block=20", "run.batch_rows=64"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason="needs CIFAR-10 files in $DRBENCH_SHARED/data/cifar10-jpeg"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def certified(capsys, *words) -> list[record.Run]:
+    assert main(["run", *words]) == 0
+    runs = [record.read(folder) for folder in capsys.readouterr().out.split()]
+    for run in runs:
+        assert verify.problems(run) == [] and run.complete and run.header["data"]["name"] == "cifar10-jpeg"
+    return runs
+
+
+def test_rcm(tmp_path, capsys):
+    sizes = [f"defense.args.{key}" for key in ("width=96", "depth=3", "heads=4", "projector=[128,64]")]
+    stage = "{steps: 4, batch: 64, lr: 1e-3, warmup: 1}"
+    words = [*HERE, *sizes, f"defense.args.pretraining_recipe={stage}", f"train.recipe={stage}"]
+    checkpoint = tmp_path / "rcm.safetensors"
+    assert main(["train", "benchmarks/cifar10/train/rcm.yaml", *words, f"train.checkpoint={checkpoint}"]) == 0
+    state = weights.read([weights.resolve(str(checkpoint))])
+    assert state["classifiers.2.base_model.pos_embed"].shape == (1, 66, 96)
+    capsys.readouterr()
+    words = [*HERE, *TINY, *sizes[:3], f"defense.checkpoint=[{checkpoint}]", "--out", str(tmp_path)]
+    runs = certified(capsys, "benchmarks/cifar10/rcm.yaml", *words)
+    assert [run.header["engine"]["sigma"] for run in runs] == [0.25, 0.5, 1.0]
+    assert all(list(run.header["defense"]["nfe"].values()) == [1.0] for run in runs)
+
+
+def test_multiscale(tmp_path, capsys):
+    words = [*HERE, *TINY, "defense.args.channels=[16,32]", "defense.checkpoint=[]", "--out", str(tmp_path)]
+    runs = certified(capsys, "benchmarks/cifar10/multiscale.yaml", *words)
+    assert [len(run.header["engine"]["options"]["sigmas"]) for run in runs] == [2, 2, 3]
+    assert all(run.header["engine"]["protocol"] == "paper_code" for run in runs)
