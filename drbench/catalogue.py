@@ -57,7 +57,8 @@ def plan(cell: DictConfig) -> str:
     if cell.task == "certify":
         scales, where = config.levels(cell), f"images: {cell.data.name}/{cell.data.split}/{cell.data.subset}"
         tried = "" if len(scales) == 1 else f" at each of at most {len(scales)} scales: {', '.join(map(str, scales))}"
-        lines.append(f"# {draws:,} noisy draws per image{tried} ({where})")
+        most = "" if cell.certify.mode == "fixed" else "at most "
+        lines.append(f"# {most}{draws:,} noisy draws per image{tried} ({where})")
     return "\n".join([*lines, "---"])
 
 

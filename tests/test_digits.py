@@ -78,10 +78,10 @@ def curves():
     [
         ("denoised", 0.25, 0.0, 0.97),
         ("denoised", 0.25, 0.25, 0.89),
-        missed("denoised", 0.25, 0.5, 0.64, measured=0.632),
+        missed("denoised", 0.25, 0.5, 0.64, measured=0.628),
         ("denoised", 0.5, 0.0, 0.89),
-        missed("denoised", 0.5, 0.25, 0.73, measured=0.706),
-        missed("denoised", 0.5, 0.5, 0.39, measured=0.366),
+        ("denoised", 0.5, 0.25, 0.73),
+        ("denoised", 0.5, 0.5, 0.39),
         ("noise_augmented", 0.25, 0.0, 0.98),
         ("noise_augmented", 0.25, 0.25, 0.86),
         ("noise_augmented", 0.25, 0.5, 0.46),
@@ -96,7 +96,7 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
 
 def test_tracked_runs_verify():
     folders = record.find([FULL / "runs"])
-    assert len(folders) == 18  # six rows, three noise levels
+    assert len(folders) == 34  # six rows at three noise levels, six trainings of RCM at two, four cascades
     for folder in folders:
         run = record.read(folder)
         assert verify.problems(run) == [] and run.complete and run.marks == [], folder
@@ -114,13 +114,12 @@ def test_readme_quotes_the_results():
 
     A vote may flip in a rounding tie on another machine: one image of 100 is allowed.
     """
-    table = pd.read_csv(ROOT / "results" / "digits" / "certified.csv", keep_default_na=False)
-    rows = re.findall(
-        r"^\| (\w+)(?: \(([\w-]+)\))? \| ([\d.]+) \| ([\d,]+) \|(.*)\|$", (ROOT / "README.md").read_text(), re.M
-    )
-    assert len(rows) == 12
-    for name, variant, sigma, n, cells in rows:
-        own = table[(table.defense == name) & (table.variant == variant) & (table.sigma == float(sigma))]
+    table = pd.read_csv(ROOT / "results" / "digits" / "certified.csv", keep_default_na=False, dtype={"sigmas": str})
+    line = r"^\| (\w+)(?: \(([\w -]+)\))? \| ([\d., ]+) \| ([\d,]+) \|(.*)\|$"
+    rows = re.findall(line, (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 9
+    for name, variant, sigmas, n, cells in rows:
+        own = table[(table.defense == name) & (table.variant == variant) & (table.sigmas == sigmas)]
         assert set(own.n) == {int(n.replace(",", ""))}
         for radius, cell in zip((0.0, 0.25, 0.5, 0.75), cells.split("|")[:4], strict=True):
             (wanted,) = own[own.radius == radius].certified_accuracy
