@@ -88,6 +88,12 @@ def curves():
         ("noise_augmented", 0.5, 0.0, 0.85),
         ("noise_augmented", 0.5, 0.25, 0.66),
         ("noise_augmented", 0.5, 0.5, 0.32),
+        ("rcm", 0.25, 0.0, 0.96),
+        ("rcm", 0.25, 0.25, 0.83),
+        ("rcm", 0.25, 0.5, 0.37),
+        ("rcm", 0.5, 0.0, 0.72),
+        ("rcm", 0.5, 0.25, 0.52),
+        ("rcm", 0.5, 0.5, 0.18),
     ],
 )
 def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sigma, radius, bar):

@@ -459,6 +459,19 @@ def test_unknown_pretraining():
         pretraining.pretrain(small(), images(), RECIPE, silent, kind="none")
 
 
+def test_paired_differences_of_the_ablation():
+    from benchmarks.rcm_ablation import difference
+
+    same = torch.rand(3, 500, generator=step_rng(0, 0)).numpy() < 0.5
+    assert difference(same, same) == "+0.0 [+0.0, +0.0]"
+    worse = same.copy()
+    worse[:, :100] = False  # lost by every seed: the images alone vary, and in pairs
+    lost = 100 * same[:, :100].sum() / 1500
+    mean, low, high = (float(word.strip("[],")) for word in difference(worse, same).split())
+    assert mean == pytest.approx(-lost, abs=0.06) and low < mean < high
+    assert (high - low) / 2 == pytest.approx(100 * 1.96 * (same[:, :100].mean(0) ** 2).sum() ** 0.5 / 500, rel=0.15)
+
+
 @pytest.mark.slow
 def test_colour_images_of_32_pixels_from_training_to_certificate():
     """Three classes that differ in colour and are shown under noise: learned, certified, and shipped as weights."""
