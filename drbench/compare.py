@@ -15,9 +15,9 @@ from pandas import DataFrame
 from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.record import Run
-from drbench.summary import certified, frame, method_name
+from drbench.summary import certified, frame, method_name, where
 
-PROTOCOL = ("certifier", "n0", "n", "alpha")
+PROTOCOL = ("certifier", "mode", "n0", "n", "alpha")
 
 NOTES = """\
 - Difference: certified accuracy of A minus that of B, in points. Brackets: 95 % score interval for paired proportions
@@ -41,9 +41,9 @@ def compare(ours: Sequence[Run], theirs: Sequence[Run], radii: Sequence[float] |
     Returns
     -------
     DataFrame
-        Columns dataset, subset, sigma, a, b, images, radius, accuracy_a, accuracy_b, difference, low, high (shares in
-        [-1, 1]), only_a, only_b (images), p, acr_a, acr_b, acr_difference, acr_low, acr_high (pixel units),
-        ceiling_a, ceiling_b, same_noise, differs (what else is not the same), marks, run_a, run_b.
+        Columns noise (in words), dataset, subset, sigma, a, b, images, radius, accuracy_a, accuracy_b, difference, low,
+        high (shares in [-1, 1]), only_a, only_b (images), p, acr_a, acr_b, acr_difference, acr_low, acr_high (pixel
+        units), ceiling_a, ceiling_b, same_noise, differs (what else is not the same), marks, run_a, run_b.
     """
     return pd.concat([_compare_runs(a, b, radii) for a, b in _pairs(ours, theirs)], ignore_index=True)
 
@@ -92,15 +92,18 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None) -> DataFrame:
                       "difference": (only_a - only_b) / len(shared), "low": low, "high": high, "only_a": only_a,
                       "only_b": only_b, "p": stats.sign_test(only_a, only_a + only_b)})  # fmt: skip
     engines = [run.header["engine"] for run in (a, b)]
-    differs = [f"{key} {engines[0][key]} against {engines[1][key]}" for key in PROTOCOL
-               if engines[0][key] != engines[1][key]]  # fmt: skip
+    facts = [{key: getattr(head, key) for key in PROTOCOL} | {"noise": where(head)} for head in heads]
+    differs = [f"{key} {facts[0][key]} against {facts[1][key]}" for key in facts[0] if facts[0][key] != facts[1][key]]
+    drawn = all(engine["certifier"] != "imported" for engine in engines)
     return DataFrame(lines).assign(
-        dataset=name[0], subset=a.header["data"]["subset"], sigma=engines[0]["sigma"], a=method_name(heads[0]),
-        b=method_name(heads[1]), images=len(shared), acr_a=reach[0].mean(), acr_b=reach[1].mean(),
+        noise=where(heads[0]), dataset=name[0], subset=a.header["data"]["subset"], sigma=engines[0]["sigma"],
+        a=method_name(heads[0]), b=method_name(heads[1]), images=len(shared),
+        acr_a=reach[0].mean(), acr_b=reach[1].mean(),
         acr_difference=(reach[0] - reach[1]).mean(), acr_low=acr_low, acr_high=acr_high,
         ceiling_a=heads[0].ceiling, ceiling_b=heads[1].ceiling,
-        same_noise=all(engines[0][key] == engines[1][key] for key in ("sigma", "seed", "block")),
-        differs="; ".join(differs), marks="; ".join(head.marks for head in heads if head.marks),
+        same_noise=drawn and all(engines[0][key] == engines[1][key] for key in ("sigma", "seed", "block")),
+        differs="; ".join(differs),
+        marks="; ".join(f"{side}: {head.marks}" for side, head in zip("AB", heads, strict=True) if head.marks),
         run_a=heads[0].run, run_b=heads[1].run,
     )  # fmt: skip
 
@@ -115,7 +118,7 @@ def render(table: DataFrame) -> str:
 
 def _section(part: DataFrame) -> Iterator[str]:
     head = next(part.itertuples())
-    yield f"## A = {head.a}, B = {head.b}, σ = {head.sigma:g}, {head.dataset} {head.subset}"
+    yield f"## A = {head.a}, B = {head.b}, {head.noise}, {head.dataset} {head.subset}"
     yield ""
     noise = "same noise" if head.same_noise else "different noise"
     extra = "".join(f"; {text}" for text in (head.differs, head.marks) if text)

@@ -180,7 +180,7 @@ def _line(cells: list[str], columns: Sequence[str], layout: Format, settings: Se
 # ---- what is odd ----------------------------------------------------------------------------------------------------
 
 
-def oddities(lines: Sequence[Line], settings: Settings) -> list[str]:
+def oddities(lines: Sequence[Line], settings: Settings, form: str = "cohen") -> list[str]:
     """What a reader of the numbers should know, one sentence each."""
     found = []
     wrong = [
@@ -196,13 +196,14 @@ def oddities(lines: Sequence[Line], settings: Settings) -> list[str]:
             f"{len(missing)} images of the regular subset are missing, ids {missing[0]} to {missing[-1]}: "
             f"{len(lines)} of {len(lines) + len(missing)}; accuracies are over those that are there"
         )
-    implied = implied_alpha(lines, settings)
+    told = FORMATS[form].wants != ("target",)  # radii of the log itself
+    implied = implied_alpha(lines, settings) if told else None
     if implied and not implied[0] <= settings.alpha <= implied[1]:
         found.append(
             f"the largest radius {max(line.radius for line in lines):g} is that of n = {settings.n:,} unanimous votes "
             f"at alpha between {implied[0]:.2g} and {implied[1]:.2g}, not {settings.alpha:g}: n or alpha is another one"
         )
-    edge = sum(line.radius > 0 and (4 * line.radius).is_integer() for line in lines)
+    edge = told and sum(line.radius > 0 and (4 * line.radius).is_integer() for line in lines)
     if edge:
         found.append(
             f"{edge} radii are printed as a multiple of 0.25 and count as certified there, although printing may have "
@@ -212,21 +213,28 @@ def oddities(lines: Sequence[Line], settings: Settings) -> list[str]:
 
 
 def expected_ids(lines: Sequence[Line], dataset: str) -> list[int]:
-    """Ids 0, k, 2k, ... with the most frequent step k, to the end of the data set, or of the log if it is unknown."""
+    """Ids 0, k, 2k, ..., as far as nine in ten of the steps are k; else, or for fewer than three, those of the log.
+
+    To the end of the data set, if its size is known and k > 1 (consecutive ids may be its first ones), else of the log.
+    """
     ids = sorted(line.id for line in lines)
-    if len(ids) < 2:
+    if len(ids) < 3:
         return ids
-    step = Counter(b - a for a, b in pairwise(ids)).most_common(1)[0][0]
-    return sorted({*range(ids[0] % step, max(SIZES.get(dataset, 0), ids[-1] + 1), step), *ids})
+    (step, often), *_ = Counter(b - a for a, b in pairwise(ids)).most_common(1)
+    if often < 0.9 * (len(ids) - 1):
+        return ids
+    end = max(SIZES.get(dataset, 0) if step > 1 else 0, ids[-1] + 1)
+    return sorted({*range(ids[0] % step, end, step), *ids})
 
 
 def implied_alpha(lines: Sequence[Line], settings: Settings) -> tuple[float, float] | None:
     """Smallest and largest alpha at which n unanimous votes give the log's largest radius, within its rounding.
 
-    None unless several images share that radius: only then is it likely to be the ceiling.
+    None unless several images share that radius, and nearly reach it with n draws: only then is it a ceiling.
     """
     top = max(line.radius for line in lines)
-    if top == 0 or sum(line.radius == top for line in lines) < 3:
+    ceiling = stats.ceiling_radius(settings.n, settings.alpha, settings.sigma)
+    if sum(line.radius == top for line in lines) < 3 or top < 0.7 * ceiling:
         return None
     half = 0.5 * 10 ** (math.floor(math.log10(top)) - 2)  # three significant digits
     ends = (top + half, top - half)
@@ -243,7 +251,7 @@ def import_log(path: Path, form: str, settings: Settings, out: Path) -> tuple[Pa
     repeated = [image_id for image_id, count in Counter(line.id for line in lines).items() if count > 1]
     if repeated:
         raise DrbenchError(f"{path}: {len(repeated)} images occur more than once, first: {repeated[0]}")
-    odd, digest = oddities(lines, settings), hashlib.sha256(content).hexdigest()
+    odd, digest = oddities(lines, settings, form), hashlib.sha256(content).hexdigest()
     name = "-".join(part for part in (settings.defense, settings.variant) if part)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     folder = out / "runs" / safe / f"imported-sigma{settings.sigma:g}-{digest[:8]}"

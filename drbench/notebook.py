@@ -67,8 +67,8 @@ def certify(
     -------
     DataFrame
         Columns id, label, prediction (-1: abstained), radius (l2, pixel units), correct, error; for one noise level
-        p_lower, radius_multiclass; for a cascade sigma (where it stopped), reason (of an abstention), and without a
-        certificate fallback, mixed (see `stats.empirical`).
+        p_lower, radius_multiclass (NaN in modes that stop early); for a cascade sigma (where it stopped), reason (of an
+        abstention), and without a certificate fallback, mixed (see `stats.empirical`).
 
     Examples
     --------
@@ -84,10 +84,11 @@ def certify(
         {"certifier": "gaussian", "sigma": sigma} if isinstance(sigma, Real) else _cascade(defense, scales, protocol)
     )
     if mode != "fixed":
-        if mode not in stats.MODES or len(scales) > 1:
+        if mode not in stats.MODES or not isinstance(sigma, Real):
             raise DrbenchError(f"expected mode fixed, or for one sigma {', '.join(stats.MODES)}; got {mode!r}")
         engine |= stopping.plan(mode, sigma, n, alpha)
     stats.check_budget(n, alpha / len(scales))
+    stats.check_reach(engine)
     if not isinstance(images, Images):
         x, y = (torch.as_tensor(part).detach().cpu() for part in images)
         images = Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
@@ -98,13 +99,15 @@ def certify(
     gaussian.check_draws(n0, n, block)
     rows = find_batch_rows(defense, max(scales), len(images) * (n0 + n)) if batch_rows is None else batch_rows
     observations = kinds.observe(engine, defense, images.x, images.ids, batch_rows=rows)
-    found: list[dict] = []
+    found: dict[int, dict] = {}  # images may be settled in another order than they were given
     with Progress(f"{type(defense).__name__} sigma {', '.join(map(str, scales))}", len(images), "images") as bar:
         for seen in observations:
-            found.append(_tidy(images.ids[seen.index], int(images.y[seen.index]), seen, engine))
-            bar.advance(lambda: f"certified {sum(row['correct'] for row in found) / len(found):.3f} at r=0")
+            found[seen.index] = _tidy(images.ids[seen.index], int(images.y[seen.index]), seen, engine)
+            bar.advance(lambda: f"certified {sum(row['correct'] for row in found.values()) / len(found):.3f} at r=0")
     free = stats.Empirical._fields[1:] if engine["certifier"] == "cascade" else ()
-    return pd.DataFrame(found, columns=[*COLUMNS, *DETAIL[engine["certifier"]], *free, "error"])
+    return pd.DataFrame(
+        [found[i] for i in sorted(found)], columns=[*COLUMNS, *DETAIL[engine["certifier"]], *free, "error"]
+    )
 
 
 def _cascade(defense: Defense, scales: list[float], protocol: str) -> dict:
@@ -118,13 +121,16 @@ def _cascade(defense: Defense, scales: list[float], protocol: str) -> dict:
 def _tidy(image_id, label: int, seen: gaussian.Observation, engine: dict) -> dict:
     found = stats.decide_as(engine, seen.evidence) if seen.evidence else stats.Certificate(stats.ABSTAIN, 0.0)
     free = stats.empirical(seen.evidence, found) if seen.evidence else None
+    detail = dict(DETAIL[engine["certifier"]])
+    if "mode" in engine.get("options", {}):
+        detail["radius_multiclass"] = math.nan
     return {
         "id": image_id,
         "label": label,
         "prediction": found.prediction,
         "radius": found.radius,
         "correct": found.prediction == label,
-        **{name: found.detail.get(name, default) for name, default in DETAIL[engine["certifier"]].items()},
+        **{name: found.detail.get(name, default) for name, default in detail.items()},
         **(free._asdict() if free else {}),
         "error": seen.error,
     }

@@ -48,7 +48,9 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
 
 
 def resume(folder: Path) -> Path:
-    """Finish a run in its own folder, under the config that it recorded."""
+    """Finish a run in its own folder, under the config that it recorded. An imported log is finished."""
+    if record.read(folder).header["engine"]["certifier"] == "imported":
+        return folder
     (cell,) = config.load(folder / "config.yaml")
     return _run_cell(cell, {}, folder=folder)
 
@@ -68,6 +70,7 @@ def _run_cell(
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
     identity = config.identity(cell, [found.sha256 for found in checkpoints])
     images = build.images(cell)
+    stats.check_reach(header.engine(cell, images))
     folder = folder or folder_of(cell, out, identity)
     begun = record.read(folder) if os.path.exists(folder / "run.json") else None
     if begun and (begun.header["identity"], begun.header["data"]["sha256"]) != (identity, images.sha256):

@@ -188,6 +188,16 @@ def reach(engine: Mapping) -> float:
 MODES = {"fixed": 0.0, "curtailed": 0.0, "sequential": 1.0, "hybrid": 0.1}
 
 
+def check_reach(engine: Mapping) -> None:
+    """Raise `DrbenchError` if even unanimous votes certify nothing under this protocol."""
+    if reach(engine) == 0:
+        raise DrbenchError(
+            f"n={engine['n']} draws can certify nothing under this protocol (alpha={engine['alpha']:g}"
+            f"{', mode ' + engine['options']['mode'] if 'mode' in engine.get('options', {}) else ''}): "
+            "even unanimous votes abstain; expected more draws"
+        )
+
+
 def decide_gaussian(evidence: Evidence, alpha: float, *, mode: str = "fixed", budget: int | None = None) -> Certificate:
     """Cohen's CERTIFY: class from the selection votes (ties: lowest class), bound from the estimation votes.
 

@@ -52,6 +52,9 @@ def rule(
             reached[:, target], refuted[:, target] = needed, points - (budget - needed) - 1
             continue
         share, level = float(special.ndtr(radius)), stats.MODES[mode] * alpha
+        if radius > stats.ceiling_radius(budget, alpha, 1.0):  # beyond what any votes can show
+            reached[:, target], refuted[:, target] = budget + 1, budget
+            continue
         for point, draws in enumerate(points.tolist()):
             reached[point, target] = _fewest(draws, share, level)
             # Votes that rule out "at least share" are misses that rule out "at most 1 - share".

@@ -61,10 +61,10 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFram
         Columns `COLUMNS`. Accuracies and abstention are shares in [0, 1] of the recorded images; `ci_*` is the
         pointwise 95 % Clopper-Pearson interval, `acr_*` the 95 % bootstrap interval of the average certified radius.
         `certified_accuracy_multiclass` uses the multi-class radius instead of the binary one, at the same alpha; NaN
-        for cascades. `sigmas` lists the noise levels in the order in which they are tried; `sigma` is the first: the
-        only one, or the largest scale of a cascade. `draws` is the mean number of estimation draws per image, below
-        `n` in modes that stop early, `ceiling` the largest certifiable radius, `weights` the start of the sha256 of
-        each checkpoint.
+        for cascades, logs, and modes that stop early. `sigmas` lists the noise levels in the order in which they are
+        tried; `sigma` is the first: the only one, or the largest scale of a cascade. `draws` is the mean number of
+        estimation draws per image, over all scales, below `n` in modes that stop early (NaN for logs, as are costs);
+        `ceiling` the largest certifiable radius; `weights` the start of the sha256 of each checkpoint.
     """
     runs = sorted((run for run in runs if any(run.ordered())), key=position)
     if not runs:
@@ -115,23 +115,28 @@ def _frame_of(run: Run, radii: np.ndarray) -> DataFrame:
     found, rows = certified(run), list(run.ordered())
     damaged = any("torn last line" not in problem for problem in run.problems)
     marks = [*run.marks, *(flag.partition(":")[0] for flag in run.header["flags"]), *["damaged"] * damaged]
-    marks += [engine["mode"]] if engine["mode"] != "fixed" else []
+    marks += [engine["mode"]] if engine.get("mode", "fixed") != "fixed" else []
+    if not {r for r in radii if r <= stats.reach(engine)} <= set(engine.get("radii", radii)):
+        marks.append("few targets")
     curve = stats.certified_accuracy(found.correct, found.radius, radii)
     multiclass = stats.certified_accuracy(found.radius_multiclass.notna(), found.radius_multiclass, radii).accuracy
-    multiclass = multiclass if engine["certifier"] == "gaussian" else math.nan
+    mode, imported = engine.get("mode", "fixed"), engine["certifier"] == "imported"
+    multiclass = multiclass if engine["certifier"] == "gaussian" and mode == "fixed" else math.nan
+    drawn = [sum(stage.n for stage in row.evidence.stages) for row in rows if row.evidence]
     acr_low, acr_high = stats.bootstrap_mean(found.radius.where(found.correct, 0.0))
-    facts = {key: engine[key] for key in ("certifier", "mode", "sigma", "n0", "n", "alpha")} | {
+    facts = {key: engine[key] for key in ("certifier", "sigma", "n0", "n", "alpha")} | {
+        "mode": mode,
         "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],
         "protocol": protocol(engine), "sigmas": scales(engine), "ceiling": stats.reach(engine),
         "weights": " ".join(sorted(sha256[:8] for sha256 in defense.get("checkpoints", {}).values())),
         "radius": curve.radii, "certified_accuracy": curve.accuracy, "ci_low": curve.low, "ci_high": curve.high,
         "certified_accuracy_multiclass": multiclass,
         "acr": stats.average_certified_radius(found.correct, found.radius), "acr_low": acr_low, "acr_high": acr_high,
-        "draws": sum(stage.n for row in rows if row.evidence for stage in row.evidence.stages) / len(rows),
+        "draws": sum(drawn) / len(drawn) if drawn else math.nan,
         "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()),
-        "images": len(rows), "nfe": float(sum(defense["nfe"].values())),
+        "images": len(rows), "nfe": math.nan if imported else float(sum(defense["nfe"].values())),
         "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
-        "seconds_per_image": sum(row.seconds for row in rows) / len(rows),
+        "seconds_per_image": math.nan if imported else sum(row.seconds for row in rows) / len(rows),
         "partial": not run.complete, "marks": ", ".join(marks), "run": place(run),
     }  # fmt: skip
     return DataFrame(facts)[COLUMNS]
@@ -159,7 +164,7 @@ def method_name(row) -> str:
 
 def where(row) -> str:
     """Noise of a row of `frame`: "at σ = 0.5", "over σ = 1, 0.5, 0.25"; with any protocol but the sound one."""
-    if row.certifier == "gaussian":
+    if row.certifier != "cascade":
         return f"at σ = {row.sigma:g}"
     return f"over σ = {row.sigmas}" + (f", protocol {row.protocol}" if row.protocol != "sound" else "")
 

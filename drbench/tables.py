@@ -18,23 +18,33 @@ SIGNS = {
     "dirty": (r"\*", r"$^\ast$", "dirty: the code differed from its commit"),
     "weights as constructed": ("‡", r"$^\ddagger$", "weights as constructed: no checkpoint was given"),
     "mixed code": ("#", r"$^\#$", "mixed code: resumed under other sources or package versions"),
-    "repeat": ("‖", r"$^\|$", "repeat: runs that differ only in seed, weights or arguments; their folders are named"),
+    "repeat": (
+        "‖",
+        r"$^\|$",
+        "repeat: runs that differ only in seed, weights, arguments or targets; their folders are named",
+    ),
     "curtailed": (
         "°",
         r"$^\circ$",
-        "curtailed: draws stop when the rest of n cannot change this table; the same "
-        "certificates at its radii as with all n, but smaller radii in between and a smaller ACR",
+        "curtailed: draws stop when the rest of n cannot change a target radius; the same certificates there as with "
+        "all n, but smaller radii in between and a smaller ACR",
     ),
     "sequential": (
         "⋄",
         r"$^\diamond$",
-        "sequential: draws stop when an anytime-valid test has settled the radii of this "
-        "table, at n at the latest; ACR counts only what was established until then",
+        "sequential: draws stop when an anytime-valid test has settled the target radii, at n at the latest; ACR "
+        "counts only what was established until then",
     ),
     "hybrid": (
         "△",
         r"$^\triangle$",
         "hybrid: as sequential, with a tenth of alpha; where all n were drawn, Clopper–Pearson with the rest",
+    ),
+    "few targets": (
+        "◦",
+        r"$^\bullet$",
+        "few targets: draws stopped when other radii than all of this table were settled; at the others accuracies are "
+        "lower bounds, and abstention is an upper bound",
     ),
     "imported": (
         "⇩",
@@ -174,6 +184,10 @@ def _md_line(line: list, oracle: bool) -> list[str]:
     ]  # fmt: skip
 
 
+def _at_most(row) -> str:
+    return "" if row.mode == "fixed" else r"$\leq$ "
+
+
 def _drawn(row) -> str:
     return f"{row.n:,}" if row.mode == "fixed" else f"≤ {row.n:,}, mean {row.draws:,.0f}"
 
@@ -188,8 +202,10 @@ def _notes(table: DataFrame) -> Iterator[str]:
     """Notes that depend on the runs: ceilings, evaluations, marks, errors, rows that differ from the others."""
     runs = list(table.drop_duplicates("run").itertuples())
     names = {row.run: f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) for row in runs}
-    limits = {(row.certifier == "cascade", row.sigma, row.n, row.alpha, where(row)): row.ceiling for row in runs}
-    listed = "; ".join(f"{r:.4f} {at}, n = {n:,}, alpha = {a:g}" for (*_, n, a, at), r in sorted(limits.items()))
+    limits = sorted(
+        {(row.certifier == "cascade", row.sigma, row.n, row.alpha, where(row), row.ceiling) for row in runs}
+    )
+    listed = "; ".join(f"{r:.4f} {at}, n = {n:,}, alpha = {a:g}" for *_, n, a, at, r in limits)
     yield f"Ceiling radius, the largest that n unanimous votes certify: {listed}."
     calls = sorted({f"{method_name(row)}: {row.nfe_detail}".translate(MD) for row in runs if row.nfe_detail})
     yield f"NFE per draw: network evaluations per noisy draw, counted. {'; '.join(calls) or 'None'}."
@@ -233,7 +249,10 @@ def _tex_lines(group: Group) -> Iterator[str]:
             cells.append(text + (_winner(cell, 1) if oracle else ""))
         name, facts = method_name(first).translate(TEX), ["", "", *cells, ""]
         if not oracle:
-            name, facts = name + _signs(first.marks, 1), [str(first.n), str(first.images), *cells, f"{first.acr:.3f}"]
+            name, facts = (
+                name + _signs(first.marks, 1),
+                [_at_most(first) + str(first.n), str(first.images), *cells, f"{first.acr:.3f}"],
+            )
         yield rf"{' & '.join([name, *facts])} \\"
 
 

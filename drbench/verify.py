@@ -28,7 +28,11 @@ def problems(run: Run) -> list[str]:
             continue
         drawn = [(stage.sigma, stage.n0, stage.n) for stage in row.evidence.stages]
         wanted = [(sigma, engine["n0"], engine["n"]) for sigma in levels(engine)]
-        if engine.get("mode", "fixed") != "fixed" and drawn and drawn[0][2] in checkpoints(engine["n"], engine["block"]):
+        if (
+            engine.get("mode", "fixed") != "fixed"
+            and drawn
+            and drawn[0][2] in checkpoints(engine["n"], engine["block"])
+        ):
             wanted = [(*wanted[0][:2], drawn[0][2])]
         if not drawn or drawn != wanted[: len(drawn)]:
             found.append(f"image {row.id}: evidence of other draws than the run's: {drawn}")

@@ -130,4 +130,4 @@ def test_readme_quotes_the_results():
         for radius, cell in zip((0.0, 0.25, 0.5, 0.75), cells.split("|")[:4], strict=True):
             (wanted,) = own[own.radius == radius].certified_accuracy
             got = 0.0 if cell.strip() == "–" else float(cell.split("[")[0])
-            assert abs(got - 100 * wanted) <= 1.0, (name, variant, sigma, radius)
+            assert abs(got - 100 * wanted) <= 1.0, (name, variant, sigmas, radius)

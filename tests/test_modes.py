@@ -80,6 +80,8 @@ def test_targets_may_be_given(tmp_path):
     few = run(tmp_path, "certify.mode=sequential", "certify.radii=[0.5]")
     assert few.header["engine"]["radii"] == [0.5]
     assert summary.frame([few]).draws[0] < 900  # one target is settled sooner than six
+    assert "few targets" in summary.frame([few]).marks[0]  # the other radii of the table are lower bounds
+    assert "few targets" not in summary.frame([few], radii=[0.5]).marks[0]
 
 
 @pytest.mark.parametrize(
@@ -101,5 +103,8 @@ def test_notebook(runs):
     found = drbench.certify(defense, images, 0.5, n=2000, n0=50, mode="curtailed").set_index("id")
     stored = {row.id: row.certificate.radius for row in runs["curtailed"].rows.values()}
     assert found.radius.to_dict() == pytest.approx(stored)
+    assert tuple(found.index) == images.ids and found.radius_multiclass.isna().all()
+    with pytest.raises(DrbenchError, match=r"n=10 draws can certify nothing under this protocol .*sequential"):
+        drbench.certify(defense, images, 0.5, n=10, mode="sequential")
     with pytest.raises(DrbenchError, match="expected mode fixed, or"):
         drbench.certify(defense, images, 0.5, mode="fast")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 
@@ -45,6 +46,7 @@ class Forward:
     ):
         self.defense, self.sigma, self.rows, self.backed_off = defense, sigma, rows, backed_off
         self.device = defense.device  # kept: looking it up walks all modules
+        self._lock = threading.Lock()
         keep_freed_memory()
 
     def __call__(self, z: Tensor, draws: Draws) -> Tensor:
@@ -54,12 +56,17 @@ class Forward:
             take = slice(at, min(at + self.rows, len(z)))
             part = self._attempt(z[take], draws if len(z) <= self.rows else draws[take])
             if part is None:
-                self.rows = max(1, self.rows // 2)
-                self.backed_off(self.rows)
+                self._halve(take.stop - take.start)
             else:
                 parts.append(part)
                 at = take.stop
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _halve(self, failed: int) -> None:
+        with self._lock:  # several workers may fail at the same size: it is halved once
+            if self.rows > max(1, failed // 2):
+                self.rows = max(1, failed // 2)
+                self.backed_off(self.rows)
 
     def _attempt(self, z: Tensor, draws: Draws) -> Tensor | None:
         try:
@@ -75,7 +82,8 @@ class Forward:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether torch says that memory ran out, on an accelerator or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    texts = ("not enough memory", "can't allocate memory")  # of the host, on different systems
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 @torch.inference_mode()
@@ -85,10 +93,10 @@ def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
     Doubles the batch until three sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds,
     memory runs out, or `most` rows are reached. Then the sizes that came near the best are timed again, in turns.
     """
-    threads = torch.get_num_threads()
+    threads, most = torch.get_num_threads(), largest_useful(LARGEST, most, defense.device)
     torch.set_num_threads(1 if defense.device.type == "cpu" else threads)
     try:
-        return _search(defense, sigma, largest_useful(LARGEST, most, defense.device))
+        return _search(defense, sigma, most)
     finally:
         torch.set_num_threads(threads)
 

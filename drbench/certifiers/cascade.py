@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drbench import stats
 from drbench.api import Defense, Draws, Evidence
-from drbench.certifiers.batching import Forward
+from drbench.certifiers.batching import Forward, largest_useful
 from drbench.certifiers.gaussian import Observation, check_draws, check_images, observe_stage
 from drbench.evidence import Stage
 
@@ -64,7 +64,8 @@ def observe(
         active = list(pool)
         for place, sigma in enumerate(scales):
             level = stats.cascade_level(alpha, place, len(scales), split)
-            rows = _even(len(active) * (n0 + n), batch_rows)
+            total = len(active) * (n0 + n)
+            rows = _even(total, largest_useful(batch_rows, total, defense.device))
             forward = Forward(defense, sigma, rows, backed_off)
             seen = list(observe_stage(forward, x, ids, active, n0=n0, n=n, seed=seed, block=block))
             batch_rows = forward.rows if forward.rows < rows else batch_rows  # memory ran out

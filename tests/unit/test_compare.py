@@ -78,7 +78,7 @@ def test_runs_are_paired_by_sigma_and_differences_are_named(tmp_path):
     table = compare.compare(ours, theirs, [0.0])
     assert list(table.sigma) == [0.5] and table.differs[0] == "n 1000 against 2000"
     text = compare.render(table)
-    assert "A = a, B = b, σ = 0.5" in text and "n 1000 against 2000" in text and "+0.0 [" in text
+    assert "A = a, B = b, at σ = 0.5" in text and "n 1000 against 2000" in text and "+0.0 [" in text
     # ceilings at sigma 0.5: 1.23 with 1,000 votes, 1.35 with 2,000
     lines = compare.render(compare.compare(ours, theirs, [1.0, 1.3, 1.4])).splitlines()
     assert [line.count("–") for line in lines if line.startswith("| 1")] == [0, 5]

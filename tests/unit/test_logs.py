@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drbench import record, stats, summary, tables, verify
+from drbench import compare, record, stats, summary, tables, verify
 from drbench.cli import main
 from drbench.errors import DrbenchError
 from drbench.logs import FORMATS, Settings, cohen_tsv, expected_ids, implied_alpha, import_log, oddities, parse
@@ -115,6 +115,24 @@ def parse_lines(radii):
     from drbench.logs import Line
 
     return [Line(20 * i, 1, 1, radius, 1, {}) for i, radius in enumerate(radii)]
+
+
+def test_irregular_ids_and_first_images_are_not_missing_any():
+    from drbench.logs import Line
+
+    ids = [3, 8, 100, 17, 250, 1793]
+    assert expected_ids([Line(i, 1, 1, 0.1, 1, {}) for i in ids], "cifar10") == sorted(ids)
+    assert expected_ids([Line(i, 1, 1, 0.1, 1, {}) for i in range(500)], "cifar10") == list(range(500))
+
+
+def test_an_import_is_compared_with_our_run_and_not_resumed(tmp_path, capsys):
+    ours = make_run(tmp_path / "runs/ours/x", [990] * 5)
+    path = written(tmp_path, cohen_tsv(ours))
+    folder, _ = import_log(path, "cohen", Settings(dataset="digits", defense="theirs", n=1000), tmp_path)
+    table = compare.compare([ours], [record.read(folder)], [0.0])
+    assert not table.same_noise.any() and "certifier gaussian against imported" in table.differs[0]
+    assert list(table.only_a) == [0] and table.marks[0].startswith("B: imported")
+    assert main(["resume", str(folder)]) == 0
 
 
 def test_missing_images(tmp_path):
