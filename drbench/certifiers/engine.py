@@ -147,9 +147,7 @@ def _count(forward: Forward, batch: _Batch, flat: np.ndarray) -> np.ndarray:
 def _noisy(forward: Forward, batch: _Batch, flat: np.ndarray) -> Tensor:
     rows = normals(batch.spans, INPUT_NOISE, flat.shape[1])
     rows *= np.float32(forward.sigma)
-    at = 0
-    for span, image in zip(batch.spans, batch.images, strict=True):
-        rows[at : (at := at + span.stop - span.start)] += flat[image]
+    rows += flat[np.repeat(batch.images, [span.stop - span.start for span in batch.spans])]
     noisy = torch.from_numpy(rows.reshape(-1, *forward.defense.input_shape))
     return noisy.pin_memory().to(forward.device, non_blocking=True) if forward.device.type == "cuda" else noisy
 
