@@ -173,7 +173,8 @@ def conclusion(engine: Mapping, row) -> Certificate | None:
 
 def levels(engine: Mapping) -> list[float]:
     """Noise levels of such a run, in the order in which they are tried."""
-    return sorted(engine.get("options", {}).get("sigmas", [engine["sigma"]]), reverse=True)
+    options = engine.get("options", {})
+    return sorted(options["sigmas"], reverse=True) if "sigmas" in options else [engine["sigma"]]
 
 
 def reach(engine: Mapping) -> float:
