@@ -10,9 +10,9 @@ def recomputed(denoise: Denoiser) -> Denoiser:
     """The same denoiser, whose activations are thrown away and computed again when the gradient is taken.
 
     Give this to any sampler: `ddim(recomputed(clipped(denoise)), z_net, sigma_net, ...)`. Values are those of
-    `denoise`; the gradient of the sampler's result is exact, for any number of steps; and of a step only an image or two
-    are kept, not the network's activations, so memory is that of one network call. A call costs one more forward pass
-    in the backward pass.
+    `denoise`; the gradient of the sampler's result is exact, for any number of steps; and of a step only an image or
+    two are kept, not the network's activations, so memory is that of one network call. A call costs one more forward
+    pass in the backward pass.
 
     This is the step-wise scheme of Kang et al. 2023 (DiffAttack, arXiv 2311.16124, section 3.3) with the network call
     as the unit. The noise of a step is added outside of the call and the level is passed as the same number, so both
