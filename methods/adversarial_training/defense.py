@@ -52,7 +52,7 @@ class AdversarialTraining(Defense):
 
     @classmethod
     def tiny(cls, input_shape, num_classes):
-        return cls(input_shape, num_classes, width=8)
+        return cls(input_shape, num_classes, width=8, eps=0.02, attack_steps=2)
 
     def fit(self, x, y, recipe, log):
         def loss(rng):
