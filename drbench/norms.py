@@ -5,6 +5,7 @@ A user re-checks recorded examples with it, without torch and without the defens
 
 from __future__ import annotations
 
+import hashlib
 from fractions import Fraction
 
 import numpy as np
@@ -51,3 +52,8 @@ def feasible(norm: str, eps: float, x_adv: np.ndarray, x: np.ndarray) -> np.ndar
     pixels = x_adv.reshape(len(x_adv), -1)
     inside = (pixels.min(axis=1, initial=0.0) >= 0) & (pixels.max(axis=1, initial=0.0) <= 1)
     return inside & (distance(norm, x_adv, x) <= limit(norm, eps))
+
+
+def digest(example: np.ndarray) -> str:
+    """sha256 of the float32 pixels of one example."""
+    return hashlib.sha256(np.ascontiguousarray(example, np.float32).tobytes()).hexdigest()

@@ -13,6 +13,7 @@ from drbench.attacks.oracle import ROWS, Keys, oracle
 from drbench.attacks.views import View
 from drbench.draws import Span
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.evidence import ABSTAIN
 
 RULES = ("single", "majority", "mean_prob")
 
@@ -52,15 +53,14 @@ def evaluate(view: View, decision: Decision, x: Tensor, keys: Keys, evaluations:
     """(B, N) classes that the defense answers in N independent evaluations of each image.
 
     Answers of one image share one stream: evaluation j reads its rows from j * decision.draws on, so they do not depend
-    on N. A row of logits that is not finite is an error, never an answer.
+    on N. Where logits are not finite the answer is `ABSTAIN`, which is never right.
     """
     need = decision.draws
     answers = []
     for images, spans in _batches(keys.spans(0, evaluations * need), max(need, rows // need * need)):
         logits = view.rows(x[images], spans)
-        if not logits.isfinite().all():
-            raise DrbenchError("the defense gave logits that are not finite; expected finite logits for every image")
-        answers.append(decision(logits.view(-1, need, logits.shape[-1])))
+        logits = logits.view(-1, need, logits.shape[-1])
+        answers.append(decision(logits).where(logits.isfinite().all(-1).all(-1), ABSTAIN))
     return torch.cat(answers).view(len(x), evaluations)
 
 

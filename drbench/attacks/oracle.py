@@ -54,7 +54,7 @@ def oracle(
     -------
     Answer
     """
-    spans, size = keys.spans(step, draws), max(1, rows // draws)
+    spans, size = _spans(view, keys, step, draws), max(1, rows // draws)
     parts = []
     for first in range(0, len(x), size):
         take = slice(first, first + size)
@@ -64,3 +64,18 @@ def oracle(
         return parts[0]
     losses, slopes, failures = zip(*parts, strict=True)
     return Answer(torch.cat(losses), torch.cat(slopes) if gradient else None, torch.cat(failures))
+
+
+@torch.no_grad()
+def mean_logits(view: View, x: Tensor, keys: Keys, draws: int = 1, rows: int = ROWS) -> Tensor:
+    """(B, K) logits of B images, mean over draws."""
+    spans, size = _spans(view, keys, 0, draws), max(1, rows // draws)
+    parts = [
+        view.rows(x[at : at + size].repeat_interleave(draws, 0), spans[at : at + size]) for at in range(0, len(x), size)
+    ]
+    return torch.cat(parts).view(len(x), draws, -1).mean(1)
+
+
+def _spans(view: View, keys: Keys, step: int, draws: int) -> list[Span]:
+    """The streams of a query; hashing their keys is left out where nothing is drawn."""
+    return keys.spans(step, draws) if view.randomized else [Span(0, 0, draws)] * len(keys.ids)

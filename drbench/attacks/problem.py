@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drbench.attacks.losses import Loss
-from drbench.attacks.oracle import ROWS, Keys, oracle
+from drbench.attacks.oracle import ROWS, Keys, mean_logits, oracle
 from drbench.attacks.threat import Threat
 from drbench.attacks.views import Answer, View
 from drbench.draws import Draws
@@ -103,13 +103,23 @@ class Problem:
             self.view, x_adv, self.y, fitted, self.keys, step, draws=draws, target=target, gradient=gradient,
             rows=self.rows,
         )  # fmt: skip
+        if not (fine := answer.loss.isfinite()).all():
+            self.cost.notes["loss not finite"] += int((~fine).sum())
+            answer = answer._replace(loss=answer.loss.where(fine, -torch.inf))
         counted = self.cost.gradients if gradient else self.cost.forwards
         counted[self.places] += draws
         return answer._replace(gradient=self._usable(answer.gradient, step)) if gradient else answer
 
-    def random(self, step: int = 0) -> Draws:
-        """One row of random numbers for each image, apart from those of queries at the same step."""
-        return Draws(self.keys._replace(stage=f"{self.keys.stage}/moves").spans(step, 1), self.x.device)
+    def ranked(self, draws: int = 1) -> Tensor:
+        """(B, K - 1) wrong classes of the clean image by falling mean logit."""
+        logits = mean_logits(self.view, self.x, self.named("rank").keys, draws, self.rows)
+        self.cost.forwards[self.places] += draws
+        first = torch.full_like(self.y[:, None], torch.inf, dtype=logits.dtype)
+        return logits.scatter(1, self.y[:, None], first).argsort(dim=1, descending=True, stable=True)[:, 1:]
+
+    def random(self, step: int = 0, rows: int = 1) -> Draws:
+        """Some rows of random numbers for each image, apart from those of queries at the same step."""
+        return Draws(self.named("moves").keys.spans(step, rows), self.x.device)
 
     def start(self, step: int = 0) -> Tensor:
         """A random allowed image for each."""

@@ -24,7 +24,10 @@ SMALLEST = 32
 
 
 class Answer(NamedTuple):
-    """Of B images: mean loss (B,), its gradient (B, C, H, W) or None, and of how many draws the label lost (B,)."""
+    """Of B images: mean loss (B,), its gradient (B, C, H, W) or None, and in how many draws the label lost (B,).
+
+    Logits that are not finite lose.
+    """
 
     loss: Tensor
     gradient: Tensor | None
@@ -70,7 +73,8 @@ class View(ABC):
             logits = logits.view(len(x), draws, -1)
             losses = loss(logits, y, target)
             slope = torch.autograd.grad(losses.sum(), x)[0] if gradient else None
-        return Answer(losses.detach(), slope, (logits.argmax(-1) != y[:, None]).sum(1))
+        wrong = (logits.argmax(-1) != y[:, None]) | ~logits.isfinite().all(-1)
+        return Answer(losses.detach(), slope, wrong.sum(1))
 
     def rows(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`logits`, padded to a batch of at least `SMALLEST` rows."""
