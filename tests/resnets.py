@@ -1,4 +1,4 @@
-"""CIFAR-10 ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2) as defenses, with the weights of the shared data."""
+"""CIFAR-10 ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2) as defenses, with the shared weights."""
 
 from __future__ import annotations
 

@@ -17,13 +17,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from drbench import norms
 from drbench.attacks import evaluate, probes, views
+from drbench.attacks.names import VIEWS
 from drbench.attacks.oracle import Keys
 from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
 from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Found, Suite
-from drbench.attacks.threat import Threat
 
 GRADIENT_FREE = ("noise", "square")
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # radii in units of eps
@@ -42,7 +43,7 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
         A few images of the job, their labels and ids, and what the job found on them.
     """
     case = Case(suite, x, y, tuple(ids), found)
-    view = views.build("exact", suite.defense, suite.sigma)
+    view = VIEWS["exact"](suite.defense, suite.sigma)
     problem = Problem.of(view, suite.threat, case.x, case.y, case.ids, "audit", suite.seed, rows=suite.rows)
     findings = list(probes.run(suite.defense, problem))
     for check in CHECKS:
@@ -78,20 +79,31 @@ class Case:
         return next((each for each in self.suite.members if each.attack not in GRADIENT_FREE), None)
 
     @property
+    def spatial(self) -> bool:
+        """Whether examples are flows, for which there are no gradient-free attacks."""
+        return self.suite.threat.norm == norms.FLOW
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The example of each image that leaves it as it is."""
+        return self.suite.threat.none(self.x)
+
+    @property
     def answers(self) -> int:
         """Single answers behind each share."""
         return 1 if self.suite.deterministic else self.suite.select
 
     def attacked(self, attack: Member, scale: float = 1.0, eps: float | None = None) -> Tensor:
         """Outcome of one attack at a radius in units of eps, or at `eps`."""
-        threat = Threat(self.suite.threat.norm, self.suite.threat.eps * scale if eps is None else eps)
+        threat = replace(self.suite.threat, eps=self.suite.threat.eps * scale if eps is None else eps)
         job = replace(self.suite, threat=threat, members=[attack])
         return self.right(torch.stack([each.example for each in job.run(self.x, self.y, self.ids)]))
 
-    def right(self, images: Tensor, seed: int | None = None, ids: tuple | None = None) -> Tensor:
-        """Outcome of given images."""
+    def right(self, examples: Tensor, seed: int | None = None, ids: tuple | None = None) -> Tensor:
+        """Outcome of given examples."""
+        images = self.suite.threat.image(examples.to(self.x), self.x)
         keys = Keys(self.suite.seed if seed is None else seed, ids or self.ids, "audit/verdict")
-        failures, _ = evaluate.judge(self.deployed, images.to(self.x), self.y, keys, self.answers, self.suite.rows)
+        failures, _ = evaluate.judge(self.deployed, images, self.y, keys, self.answers, self.suite.rows)
         return 1 - failures.double().cpu() / self.answers
 
     @cached_property
@@ -131,13 +143,15 @@ def percent(outcome: Tensor) -> str:
 def zero_radius(case: Case) -> Iterator[Finding]:
     """At eps = 0 an attack changes nothing."""
     if case.main:
-        clean, still = case.right(case.x), case.attacked(stepped(case.main, 1), eps=0.0)
+        clean, still = case.right(case.clean), case.attacked(stepped(case.main, 1), eps=0.0)
         text = f"{percent(still)} right at eps = 0, {percent(clean)} clean"
         yield Finding("eps0", not torch.equal(clean, still), text)
 
 
 def random_noise(case: Case) -> Iterator[Finding]:
     """Random noise of full size is no match for an attack."""
+    if case.spatial:
+        return
     beaten = case.beaten(case.attacked(member("noise", tries=20)), case.job)
     yield Finding("noise", beaten > POINT * len(case.x), f"random noise beats the attacks on {beaten} images")
 
@@ -145,7 +159,8 @@ def random_noise(case: Case) -> Iterator[Finding]:
 def one_step(case: Case) -> Iterator[Finding]:
     """Many steps do better than one."""
     if case.main:
-        single = case.attacked(member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main)))
+        sign = member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main))
+        single = case.attacked(stepped(case.main, 1) if case.spatial else sign)
         gain, chance = case.gain(case.job, single)
         text = f"{percent(single)} right after one step, {percent(case.job)} after all attacks"
         yield Finding("fgsm", gain > chance, text)
@@ -153,7 +168,7 @@ def one_step(case: Case) -> Iterator[Finding]:
 
 def unbounded(case: Case) -> Iterator[Finding]:
     """With the whole box to move in, an attack leaves nothing."""
-    if case.main:
+    if case.main and not case.spatial:
         far = {"linf": 1.0, "l2": math.sqrt(case.x[0].numel()), "l1": float(case.x[0].numel())}
         outcome = case.attacked(case.main, eps=far[case.suite.threat.norm])
         left = int((outcome > 0.5).sum())
@@ -192,6 +207,8 @@ def more_draws(case: Case) -> Iterator[Finding]:
 
 def gradient_free(case: Case) -> Iterator[Finding]:
     """Attacks that use no gradients, or those of something else, find nothing new."""
+    if case.spatial:
+        return
     deterministic, others = case.suite.deterministic, {}
     others["bb>wb"] = member("square", queries=500) if deterministic else member("square", queries=100, draws=5)
     if case.main and case.suite.sigma > 0 and case.suite.defense.accepts(0.0):
@@ -208,7 +225,8 @@ def loss_rises(case: Case) -> Iterator[Finding]:
     keys = Keys(case.suite.seed, case.ids, "audit/loss")
     view, draws = case.deployed, case.answers
     before, after = (
-        views_loss(view, images, case.y, keys, draws, case.suite.rows) for images in (case.x, case.examples)
+        evaluate.judge(view, case.suite.threat.image(examples, case.x), case.y, keys, draws, case.suite.rows)[1]
+        for examples in (case.clean, case.examples)
     )
     right = before < 0
     share = float((after > before)[right].double().mean()) if right.any() else 1.0
@@ -228,11 +246,6 @@ def other_streams(case: Case) -> Iterator[Finding]:
 
 CHECKS = (zero_radius, random_noise, one_step, unbounded, monotone, budget, more_draws, gradient_free, loss_rises,
           other_streams)  # fmt: skip
-
-
-def views_loss(view: views.View, x: Tensor, y: Tensor, keys: Keys, draws: int, rows: int) -> Tensor:
-    """(B,) mean margins."""
-    return evaluate.judge(view, x, y, keys, draws, rows)[1]
 
 
 def changed(attack: Member, **settings) -> Member:

@@ -95,17 +95,24 @@ class Cascade(Defense):
         raise DrbenchError("a cascade is built around another defense: check that one")
 
 
-class Halt(Direct):
-    """Route "halt": the votes of one level, by default the first. Attack with pool "probability"."""
+def halt(cascade: Cascade, sigma: float = 0.0) -> View:
+    """Route "halt": draws of the first level, whose votes come first. To be attacked with pool "probability"."""
+    return Direct(_checked(cascade).base, cascade.levels[0], own=False)
 
-    def __init__(self, cascade: Cascade, level: float | None = None):
-        super().__init__(cascade.base, cascade.levels[0] if level is None else level, own=False)
+
+def _checked(defense: Defense) -> Cascade:
+    if not isinstance(defense, Cascade):
+        raise DrbenchError(
+            f"views halt and pass are of a deployed cascade (attack.cascade), got {type(defense).__name__}"
+        )
+    return defense
 
 
 class Pass(View):
     """Route "pass": loss of the clean classifier, less the excess over p0 of each level's largest probability."""
 
-    def __init__(self, cascade: Cascade):
+    def __init__(self, cascade: Cascade, sigma: float = 0.0):
+        cascade = _checked(cascade)
         self.cascade, self.classes, self.device = cascade, cascade.num_classes, cascade.base.device
         self.randomized = True
 

@@ -24,9 +24,9 @@ def stadv(problem: Problem, *, loss: str = "margin", steps: int = 100, draws: in
     The bound on displacements is `problem.threat.eps`, pixels. The objective that ranks iterates includes the
     roughness, so an image that is fooled early is made smoother while it stays fooled.
     """
-    bound, x = problem.threat.eps, problem.x
-    flow = torch.zeros(len(x), *x.shape[2:], 2, dtype=x.dtype, device=x.device)
-    mean, square, found = torch.zeros_like(flow), torch.zeros_like(flow), Candidates(problem, like=flow)
+    bound, x = max(problem.threat.eps, 1e-6), problem.x  # a bound of 0 leaves nothing to do, nor to divide by
+    flow = problem.threat.none(x)
+    mean, square, found = torch.zeros_like(flow), torch.zeros_like(flow), Candidates(problem)
     for step in range(steps + 1):
         flow.requires_grad_()
         with torch.enable_grad():
