@@ -28,7 +28,7 @@ def pgd(
     pool: str = "loss",
     steps: int = 100,
     draws: int = 1,
-    size: float = 0.5,
+    size: float = 0.25,
     schedule: str = "cosine",
     start: str = "clean",
 ) -> Tensor:

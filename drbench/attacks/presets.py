@@ -70,7 +70,7 @@ def _randomised(preset: str) -> list[Member]:
     size = {"steps": steps, "draws": draws}
     suite = [member("pgd", loss="margin", **size)]
     if preset in ("standard", "thorough"):
-        suite = [member("noise", tries=10), *suite, member("apgd", loss="ce", pool="probability", **size)]
+        suite = [member("noise", tries=10), *suite, member("pgd", loss="ce", pool="probability", **size)]
     if preset == "thorough":
         suite += [member("apgd", loss="dlr", **size), member("square", queries=1000, draws=20)]
         suite += [member("pgd", view="clean", loss="margin", steps=steps)]

@@ -87,18 +87,21 @@ class Threat:
         Float32 arithmetic leaves the ball by about 1e-7; what is further out, or not finite, was not made by this
         threat and is not mended.
         """
-        mended = x_adv
+        clean, mended = x.cpu().numpy(), x_adv
         if self.norm == "linf":  # bounds rounded towards x
             low, high = x.double() - self.eps, x.double() + self.eps
             mended = torch.minimum(torch.maximum(x_adv, _up(low)), _down(high))
-        else:
-            delta = x_adv.double() - x.double()
-            length = _norm(delta) if self.norm == "l2" else _wide(delta.flatten(1).abs().sum(1), delta)
-            shrunk = x.double() + delta * (self.eps / (length + TINY)) * (1 - norms.SLACK)
-            mended = torch.where(length > self.eps, shrunk.float(), x_adv)
         mended = mended.clamp(0, 1)
-        near = norms.distance(self.norm, x_adv.cpu().numpy(), x.cpu().numpy()) <= 1.001 * self.eps + 1e-5
-        good = norms.feasible(self.norm, self.eps, mended.cpu().numpy(), x.cpu().numpy()) & near
+        for margin in (1e-6, 1e-5, 1e-4, 1e-3):  # rounding to float32 weighs more the smaller eps is
+            outside = ~norms.feasible(self.norm, self.eps, mended.cpu().numpy(), clean)
+            if not outside.any():
+                break
+            far = norms.distance(self.norm, x_adv.cpu().numpy(), clean)
+            shrink = _wide(torch.from_numpy(self.eps / (far + TINY)).to(x.device).clamp_max(1) * (1 - margin), x)
+            shrunk = (x.double() + shrink * (x_adv.double() - x.double())).float().clamp(0, 1)
+            mended = torch.where(_wide(torch.from_numpy(outside).to(x.device), x), shrunk, mended)
+        near = norms.distance(self.norm, x_adv.cpu().numpy(), clean) <= 1.001 * self.eps + 1e-5
+        good = norms.feasible(self.norm, self.eps, mended.cpu().numpy(), clean) & near
         refused = ~torch.from_numpy(good).to(x.device)
         return torch.where(_wide(refused, x), x, mended), refused
 
