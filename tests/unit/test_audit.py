@@ -202,7 +202,7 @@ def test_noise_augmentation_raises_no_flag():
 
 def test_denoised_raises_no_flag():
     few = drbench.load_data("digits", split="validation", subset="first2")
-    assert flags(load("denoised", *DENOISED), sigma=0.25, steps=4, draws=1, images=few) == {}
+    assert flags(load("denoised", *DENOISED), sigma=0.25, steps=8, draws=2, images=few) == {}
 
 
 def attack_constant(tmp_path, *words):
