@@ -38,7 +38,7 @@ def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
     """The attacks of a config, checked."""
     spec = cell.attack
     members = (
-        presets.preset(spec.preset, spec.norm, deterministic, bool(spec.cascade))
+        presets.preset(spec.preset, spec.norm, deterministic, len(spec.cascade or []))
         if spec.attacks is None
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )

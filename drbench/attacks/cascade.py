@@ -2,12 +2,13 @@
 
 Jeong and Shin 2023, arXiv 2310.16779: from the largest noise level down, the first level at which a class has more than
 p0 of the votes answers; if none has, the classifier of clean images does, without any protection. So an attacker can
-make a wrong class win the votes of a level (route "halt"), or keep all levels from answering and fool the clean
-classifier (route "pass").
+make a wrong class win the votes of a level while those before it stay silent (views halt1, halt2, ...), or keep all
+levels from answering and fool the clean classifier (view pass).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.attacks.losses import Loss
-from drbench.attacks.views import Answer, Direct, View
+from drbench.attacks.views import Answer, View
 
-SLACK = 0.1  # how far below p0 the pass route pushes the largest probability: votes are noisy
+SLACK = 0.1  # how far below p0 the largest probability of a level is pushed: votes are noisy
+ENOUGH = 3.0  # margin of log-probabilities that surely decides
+WEIGHT = 5.0  # of the logarithm of an excess of probability
 
 
 class Cascade(Defense):
@@ -58,7 +61,9 @@ class Cascade(Defense):
         scores = self.base.logits(z, 0.0, draws)
         answered = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         for level in self.levels:
-            shares = self._shares(z, level, draws)
+            if answered.all():
+                break
+            shares = self._shares(z, level, draws, ~answered | self.base.randomized)
             halts = ~answered & (shares.amax(1) > self.p0)
             scores = torch.where(halts[:, None], (shares + 0.1 / self.votes).log(), scores)
             answered |= halts
@@ -73,11 +78,12 @@ class Cascade(Defense):
         soft = soft / (1 + len(self.levels))
         return value + soft - soft.detach()
 
-    def _shares(self, z, level, draws):
-        counts = 0
+    def _shares(self, z, level, draws, asked):
+        """Shares of the votes at a level; 0 in rows that are not asked. Noise is drawn for all rows, in order."""
+        counts = torch.zeros(len(z), self.num_classes, device=z.device)
         for _ in range(self.votes):
-            noisy = z + level * draws.randn(*z.shape)
-            counts = counts + nn.functional.one_hot(self.base.logits(noisy, level, draws).argmax(1), self.num_classes)
+            noisy = (z + level * draws.randn(*z.shape))[asked]
+            counts[asked] += nn.functional.one_hot(self.base.logits(noisy, level, draws).argmax(1), self.num_classes)
         return counts / self.votes
 
     def nfe(self, sigma):
@@ -95,43 +101,50 @@ class Cascade(Defense):
         raise DrbenchError("a cascade is built around another defense: check that one")
 
 
-def halt(cascade: Cascade, sigma: float = 0.0) -> View:
-    """Route "halt": draws of the first level, whose votes come first. To be attacked with pool "probability"."""
-    return Direct(_checked(cascade).base, cascade.levels[0], own=False)
+class Route(View):
+    """The loss at the place where the cascade is to go wrong, less the excess over p0 of each level before it.
 
+    Parameters
+    ----------
+    stop : int or None
+        Number of the level, from 1, whose votes a wrong class is to win; None: the classifier of clean images.
+    """
 
-def _checked(defense: Defense) -> Cascade:
-    if not isinstance(defense, Cascade):
-        raise DrbenchError(
-            f"views halt and pass are of a deployed cascade (attack.cascade), got {type(defense).__name__}"
-        )
-    return defense
+    randomized = True
 
-
-class Pass(View):
-    """Route "pass": loss of the clean classifier, less the excess over p0 of each level's largest probability."""
-
-    def __init__(self, cascade: Cascade, sigma: float = 0.0):
-        cascade = _checked(cascade)
-        self.cascade, self.classes, self.device = cascade, cascade.num_classes, cascade.base.device
-        self.randomized = True
+    def __init__(self, cascade: Defense, stop: int | None):
+        if not isinstance(cascade, Cascade):
+            raise DrbenchError(
+                f"views halt1, halt2, ... and pass are of a deployed cascade (attack.cascade), got "
+                f"{type(cascade).__name__}"
+            )
+        if stop is not None and stop > len(cascade.levels):
+            raise DrbenchError(f"view halt{stop}: the cascade has {len(cascade.levels)} levels")
+        self.base, self.p0, self.classes, self.device = cascade.base, cascade.p0, cascade.num_classes, cascade.device
+        self.before = cascade.levels if stop is None else cascade.levels[: stop - 1]
+        self.last = 0.0 if stop is None else cascade.levels[stop - 1]
 
     def logits(self, x, spans):
-        return self.cascade.base.attack_logits(x, 0.0, Draws(spans, self.device))
+        stream = Draws(spans, self.device)
+        return self.base.attack_logits(x + self.last * stream.randn(*x.shape), self.last, stream)
 
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
-        base, p0 = self.cascade.base, self.cascade.p0
         with torch.set_grad_enabled(gradient):
             x = x.detach().requires_grad_(gradient)
-            clean = self.logits(x, [span._replace(stop=span.start + 1) for span in spans])
             many, stream = x.repeat_interleave(draws, 0), Draws(spans, self.device)
+
+            def scores(level: float) -> Tensor:
+                noisy = many + level * stream.randn(*many.shape)
+                return self.base.attack_logits(noisy, level, stream).view(len(x), draws, -1)
+
             excess: Tensor | float = 0.0
-            for level in self.cascade.levels:
-                scores = base.attack_logits(many + level * stream.randn(*many.shape), level, stream)
-                shares = scores.softmax(1).view(len(x), draws, -1).mean(1)
-                excess = excess + (shares.amax(1).log() - torch.tensor(p0 - SLACK).log()).clamp_min(0)
-            # A clean answer that is wrong already is worth no more than levels that stay silent.
-            objective = loss(clean[:, None], y, target).clamp_max(5.0) - 5 * excess
+            for level in self.before:
+                share = scores(level).softmax(-1).mean(1).amax(1)
+                excess = excess + (share.log() - math.log(self.p0 - SLACK)).clamp_min(0)
+            # Votes are counted, so the mean probability is what matters; without noise there is one row to ask.
+            clean = self.base.attack_logits(x, 0.0, stream)[:, None] if self.last == 0 else scores(self.last)
+            # An answer that is surely wrong is worth no more than levels that stay silent.
+            objective = Loss(loss.name, "probability")(clean, y, target).clamp_max(ENOUGH) - WEIGHT * excess
             slope = torch.autograd.grad(objective.sum(), x)[0] if gradient else None
-        wrong = (clean.argmax(1) != y) & (excess <= 0)
+        wrong = (clean.softmax(-1).mean(1).argmax(1) != y) & (excess <= 0)
         return Answer(objective.detach(), slope, wrong * draws)

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Callable[[int, int, int], dict]] = {
 }
 
 
-def library_attack(problem: Problem, name: str, steps: int = 100, queries: int = 5000) -> Tensor:
+def library_attack(problem: Problem, *, name: str = "APGD", steps: int = 100, queries: int = 5000) -> Tensor:
     """One attack of the library on a deterministic view: (B, 1, C, H, W) candidates.
 
     Parameters

@@ -21,6 +21,8 @@ VIEWS = {
     "logits": lambda defense, sigma: views.Direct(defense, sigma, surrogate=False),
     "clean": lambda defense, sigma: views.Direct(defense, 0.0, own=sigma == 0),
     "identity": views.Identity,
-    "halt": cascade.halt,
-    "pass": cascade.Pass,
+    "halt1": lambda defense, sigma: cascade.Route(defense, 1),
+    "halt2": lambda defense, sigma: cascade.Route(defense, 2),
+    "halt3": lambda defense, sigma: cascade.Route(defense, 3),
+    "pass": lambda defense, sigma: cascade.Route(defense, None),
 }

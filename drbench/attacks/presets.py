@@ -82,18 +82,19 @@ def _spatial(preset: str, deterministic: bool) -> list[Member]:
     return [member("stadv", steps=steps, draws=1 if deterministic else draws)]
 
 
-def _cascade(preset: str) -> list[Member]:
-    """Both routes: a wrong class at the first level; no class at any level, and a wrong one without noise."""
-    size = dict(zip(("steps", "draws"), SIZES[preset], strict=True))
-    routes = [
-        member("pgd", view="halt", loss="margin", pool="probability", **size),
-        member("pgd", view="pass", loss="margin", **size),
-    ]
-    return routes + ([member("noise", tries=10)] if preset in ("standard", "thorough") else [])
+def _cascade(preset: str, levels: int) -> list[Member]:
+    """A wrong class at one of the first three levels, or none at any level and a wrong one without noise."""
+    steps, draws = SIZES[preset]
+    routes = [*(f"halt{number + 1}" for number in range(min(levels, 3))), "pass"]
+    attacks = [member("pgd", view=route, loss="margin", steps=steps, draws=draws) for route in routes]
+    return attacks + ([member("noise", tries=10)] if preset in ("standard", "thorough") else [])
 
 
-def preset(name: str, norm: str, deterministic: bool, cascade: bool = False) -> list[Member]:
-    """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone."""
+def preset(name: str, norm: str, deterministic: bool, cascade: int = 0) -> list[Member]:
+    """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone.
+
+    `cascade` is the number of levels of a deployed cascade.
+    """
     if name not in PRESETS:
         raise DrbenchError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
     if name == "autoattack" and (not deterministic or norm == FLOW):
@@ -104,5 +105,5 @@ def preset(name: str, norm: str, deterministic: bool, cascade: bool = False) -> 
     if norm == FLOW:
         return _spatial(name, deterministic)
     if cascade:
-        return _cascade(name)
+        return _cascade(name, cascade)
     return _deterministic(name, norm) if deterministic else _randomised(name)
