@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from drbench import cost as costs
@@ -23,7 +24,7 @@ from drbench.progress import Progress
 from drbench.record import Row
 from drbench.robustness import VERSION, robustness
 
-__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan"]
+__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "rerun"]
 
 
 def check(cell: DictConfig) -> None:
@@ -76,6 +77,20 @@ def engine(cell: DictConfig, defense: Defense) -> dict:
         "worst_of": spec.worst_of,
         "seed": cell.run.seed,
     }
+
+
+def rerun(run: record.Run, cell: DictConfig, defense: Defense) -> list[str]:
+    """Ask the defense again, about the stored examples and clean images, on the draws of the final evaluation."""
+    stored, rows, made = examples.read(run.folder), [row for row in run.ordered() if row.evidence], job(cell, defense)
+    ids, found = [row.id for row in rows], []
+    for name, place in (("clean", 1), ("adversarial", 2)):
+        again = made.answers(torch.from_numpy(np.stack([stored[i][place] for i in ids])), ids)
+        found += [
+            f"image {row.id}: other answers to the {name} image than recorded: {new.votes}, not {old.votes}"
+            for row, new in zip(rows, again, strict=True)
+            if new != (old := getattr(row.evidence, name))
+        ]
+    return found
 
 
 def cost(header: dict, rows: list[Row]) -> dict:

@@ -9,6 +9,7 @@ import pytest
 
 import drbench
 from drbench import attack_job, config, examples, record, robust_plots, robust_tables, runner, verify
+from drbench.attacks import suite
 from drbench.cli import main
 from drbench.errors import DrbenchError
 from tests.test_run import ROOT, _killed_runs
@@ -61,7 +62,7 @@ def test_a_run_is_recorded_whole(reference):
         assert row.evidence.distance <= 0.125 + 1e-6
     assert sorted(path.name for path in reference.folder.iterdir() if "rows" not in path.name) == [
         "config.yaml", "examples.json", "examples.npz", "run.json"]  # fmt: skip
-    assert reference.folder.parts[-3] == "attacks" and reference.folder.name.startswith("linf-1_8-sigma0.25-")
+    assert reference.folder.parts[-3] == "attacks" and reference.folder.name.startswith("linf-0.125-sigma0.25-")
     assert verify.problems(reference) == []
 
 
@@ -190,6 +191,14 @@ def test_verify_finds_other_clean_images(reference, tmp_path):
     problems = tampered(reference, tmp_path, darken)
     assert any("not those of the run's data set" in problem for problem in problems)
     assert sum("recorded distance" in problem for problem in problems) == len(reference.rows)
+
+
+def test_verify_can_ask_the_defense_again(reference, tmp_path, capsys, monkeypatch):
+    assert main(["verify", str(reference.folder), "--rerun"]) == 0
+    evaluate = suite.evaluate.evaluate
+    monkeypatch.setattr(suite.evaluate, "evaluate", lambda *args: (evaluate(*args) + 1) % 10)
+    assert main(["verify", str(reference.folder), "--rerun"]) == 1
+    assert capsys.readouterr().out.count("other answers to the") == 16
 
 
 def test_verify_finds_a_missing_example(reference, tmp_path):

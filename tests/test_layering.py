@@ -73,8 +73,8 @@ MAY_IMPORT = {
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "attack_job", "build", "certifiers", "config", "cost", "data", "header", "progress", "record"}
-        | {"registry"}
+        | {"api", "attack_job", "build", "certifiers", "config", "cost", "data", "header", "norms", "progress"}
+        | {"record", "registry"}
         | {"stats", "weights"},
         {"torch", "omegaconf"},
     ),
