@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from drbench import audit_job, examples, norms, record
@@ -24,7 +25,7 @@ from drbench.progress import Progress
 from drbench.record import Row
 from drbench.robustness import VERSION, robustness
 
-__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan"]
+__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "rerun"]
 
 
 def check(cell: DictConfig) -> None:
@@ -87,6 +88,22 @@ def _rule(spec: DictConfig) -> str:
     """The decision rule in words; a cascade's names its levels."""
     levels = sorted(spec.cascade or [], reverse=True)
     return f"cascade {' > '.join(f'{level:g}' for level in levels)}" if levels else spec.decision
+
+
+def rerun(run: record.Run, cell: DictConfig, defense: Defense) -> list[str]:
+    """Ask the defense again, about the stored examples and clean images, on the draws of the final evaluation."""
+    stored, rows, made = examples.read(run.folder), [row for row in run.ordered() if row.evidence], job(cell, defense)
+    ids, found = [row.id for row in rows], []
+    x, examples_ = (torch.from_numpy(np.stack([stored[i][place] for i in ids])) for place in (1, 2))
+    images = {"clean": x, "adversarial": made.threat.image(examples_, x)}
+    for name in images:
+        again = made.answers(images[name], ids)
+        found += [
+            f"image {row.id}: other answers to the {name} image than recorded: {new.votes}, not {old.votes}"
+            for row, new in zip(rows, again, strict=True)
+            if new != (old := getattr(row.evidence, name))
+        ]
+    return found
 
 
 def cost(header: dict, rows: list[Row]) -> dict:

@@ -18,7 +18,7 @@ EXAMPLES = {
     "  drbench run benchmarks/digits/*.yaml certify.sigma=0.25 certify.n=1000 --limit 20",
     "resume": "drbench resume results/digits/runs/undefended/*\n  drbench resume results/digits",
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
-    "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
+    "verify": "drbench verify results\n  drbench verify results/digits/full/attacks --rerun",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
@@ -68,7 +68,10 @@ def parser() -> argparse.ArgumentParser:
         ("status", "progress of runs, from their records alone"),
         ("verify", "recompute every certificate, re-check every adversarial example and every record"),
     ):
-        verb(name, text).add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        made = verb(name, text)
+        made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        if name == "verify":
+            made.add_argument("--rerun", action="store_true", help="also ask defenses under attack again (loads torch)")
     for name, text in (
         ("table", "certified accuracy at radii, or robust accuracy under attack, as Markdown, CSV and LaTeX"),
         ("plot", "accuracy against radius, or against eps of attacks, as PNG and SVG"),
@@ -220,7 +223,10 @@ def _verify(args) -> int:
     for folder in record.find(args.paths):
         try:
             run = record.read(folder)
-            found, progress = verify.problems(run), f"{len(run.rows)} of {len(run.wanted)} images"
+            found, progress = (
+                verify.problems(run) + _asked_again(args, folder),
+                f"{len(run.rows)} of {len(run.wanted)} images",
+            )
             verdict = "FAILED" if found else "ok" if run.complete else "partial"
         except DrbenchError as error:
             found, progress, verdict = [str(error)], "not readable", "FAILED"
@@ -231,6 +237,14 @@ def _verify(args) -> int:
         for oddity in [] if verdict == "FAILED" else run.header.get("log", {}).get("oddities", []):
             print(f"        note: {oddity}")
     return 1 if failed else 0
+
+
+def _asked_again(args, folder: Path) -> list[str]:
+    if not args.rerun:
+        return []
+    from drbench import runner
+
+    return runner.rerun(folder)
 
 
 def _table(args) -> None:

@@ -128,7 +128,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
     merged = _merge(Path(path), overrides)
     sweep = OmegaConf.to_container(merged.sweep)
     # An override of a swept key replaces the sweep: the user named one value.
-    sweep = {key: values for key, values in sweep.items() if not any(o.startswith(f"{key}=") for o in overrides)}
+    named = [override.partition("=")[0] for override in overrides]
+    sweep = {key: _unnamed(key, values, named) for key, values in sweep.items() if key not in named}
     merged.sweep = {}
     cells = []
     for values in itertools.product(*(_listed(path, key, values) for key, values in sweep.items())):
@@ -206,6 +207,14 @@ def _guarded(path, action):
         return action()
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise DrbenchError(f"{path}: {str(error).strip()}") from error
+
+
+def _unnamed(key: str, values, named: Sequence[str]):
+    """Swept mappings, e.g. {norm: l2, eps: 0.5} of `attack`, without the keys that overrides name; each once."""
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        return values
+    left = [{k: v for k, v in value.items() if f"{key}.{k}" not in named} for value in values]
+    return [value for i, value in enumerate(left) if value not in left[:i]]
 
 
 def _listed(path, key: str, values) -> list:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import attack_job, audit_job, build, config, cost, header, record, registry, stats, weights
+from drbench import attack_job, audit_job, build, config, cost, header, norms, record, registry, stats, weights
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
@@ -57,16 +57,30 @@ def resume(folder: Path) -> Path:
     return _run_cell(cell, {}, folder=folder)
 
 
+def rerun(folder: Path) -> list[str]:
+    """Ask the defense of an attack run again; what differs from the record. Certifications are recomputed without."""
+    run = record.read(folder)
+    if run.task != "attack":
+        return []
+    (cell,) = config.load(folder / "config.yaml")
+    checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
+    images = build.images(cell)
+    if config.identity(cell, [found.sha256 for found in checkpoints]) != run.header["identity"]:
+        return ["the weights are not those of the run"]
+    defense, _ = _prepare(cell, images, checkpoints, {}, len(images))
+    return attack_job.rerun(run, cell, defense)
+
+
 def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
     """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>.
 
-    Of attacks <out>/attacks/<defense>[-<variant>]/<norm><eps>-sigma<sigma>-<8 digits of the identity>.
+    Of attacks <out>/attacks/<defense>[-<variant>]/<norm>-<eps>-sigma<sigma>-<8 digits of the identity>.
     """
     name = "-".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     parent, kind = "runs", "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
     if cell.task == "attack":
-        parent, kind = "attacks", f"{cell.attack.norm}-{cell.attack.eps}-".replace("/", "_")
+        parent, kind = "attacks", f"{cell.attack.norm}-{norms.number(cell.attack.eps):.4g}-"
     scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
     return (out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
 

@@ -74,8 +74,8 @@ MAY_IMPORT = {
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "cost", "data", "header", "progress"}
-        | {"record", "registry", "stats", "weights"},
+        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "cost", "data", "header", "norms"}
+        | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -85,9 +85,22 @@ class Suite:
     def deterministic(self) -> bool:
         return self.sigma == 0 and not self.defense.randomized
 
+    @property
+    def deployed(self) -> views.View:
+        """One draw of the defense as it is deployed: what selects and evaluates."""
+        return views.Direct(self.defense, self.sigma, surrogate=False)
+
+    def answers(self, x: Tensor, ids: Sequence[int | str]) -> list[Answers]:
+        """The final evaluation of images (B, C, H, W): on draws of a stage that nothing else uses."""
+        count = 1 if self.deterministic else self.evaluations
+        decision = evaluate.Decision() if self.deterministic else self.decision
+        keys = Keys(self.seed, tuple(ids), "evaluate")
+        found = evaluate.evaluate(self.deployed, decision, x.to(self.defense.device), keys, count, self.rows)
+        return [Answers.of(each) for each in found.tolist()]
+
     def run(self, x: Tensor, y: Tensor, ids: Sequence[int | str]) -> list[Found]:
         """Attack images (B, C, H, W) with labels (B,), all at once; no outcome depends on the other images."""
-        deployed = views.Direct(self.defense, self.sigma, surrogate=False)
+        deployed = self.deployed
         x, y = x.to(deployed.device), y.to(deployed.device)
         state = _State(self, deployed, x, y, tuple(ids))
         for each in self.members:
@@ -145,19 +158,12 @@ class _State:
 
     def conclude(self) -> list[Found]:
         """The final evaluation, of kept examples and of clean images on the same draws."""
-        suite = self.suite
-        count = 1 if suite.deterministic else suite.evaluations
-        decision = replace(suite.decision, draws=1, rule="single") if suite.deterministic else suite.decision
-        keys, norm = Keys(suite.seed, self.ids, "evaluate"), suite.threat.norm
         clean, answers = (
-            evaluate.evaluate(self.deployed, decision, images, keys, count, suite.rows).tolist()
-            for images in (self.x, suite.threat.image(self.best, self.x))
+            self.suite.answers(images, self.ids) for images in (self.x, self.suite.threat.image(self.best, self.x))
         )
-        best = self.best.cpu().numpy()
-        far = norms.distance(norm, best, self.x.cpu().numpy())
-        found = []
-        for i, example in enumerate(best):
-            answered = Answers.of(clean[i]), Answers.of(answers[i])
-            seen = Attacked(*answered, tuple(self.tried[i]), self.kept[i], float(far[i]), norms.digest(example))
-            found.append(Found(seen, self.best[i].cpu()))
-        return found
+        best = self.best.cpu()
+        far = norms.distance(self.suite.threat.norm, best.numpy(), self.x.cpu().numpy())
+        return [
+            Found(Attacked(c, a, tuple(tried), kept, float(d), norms.digest(example.numpy())), example)
+            for c, a, tried, kept, d, example in zip(clean, answers, self.tried, self.kept, far, best, strict=True)
+        ]
