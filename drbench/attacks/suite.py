@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -88,6 +89,7 @@ class Suite:
     seed: int = 0
     rows: int = ROWS
     notes: Counter = field(default_factory=Counter)  # odd things that happened, see `Cost.notes`
+    stop: Event = field(default_factory=Event)  # set from another thread: the attack ends with an error
 
     @property
     def deterministic(self) -> bool:
@@ -132,7 +134,7 @@ class _State:
             return
         suite = self.suite
         view = views.build(member.view, suite.defense, suite.sigma)
-        cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes)
+        cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes, suite.stop)
         whole = Problem(view, suite.threat, self.x, self.y, Keys(suite.seed, self.ids, member.label), cost,
                         np.arange(len(self.x)), suite.rows)  # fmt: skip
         problem = whole.at(open_)

@@ -204,6 +204,21 @@ def test_nothing_infeasible_leaves_the_suite(monkeypatch):
     assert job.notes["outside the threat: clean image instead"] == 5
 
 
+def test_parts_under_way_are_stopped_with_the_rest(monkeypatch):
+    from drbench.attacks import suite as module
+
+    def endless(problem):
+        while 1 in problem.keys.ids:
+            problem.query(problem.x, Loss("margin"))
+        return problem.x[:, None]
+
+    defense, x, y, *_ = two_classes(2)
+    monkeypatch.setitem(module.ATTACKS, "endless", endless)
+    parts = in_parts(Suite(defense, Threat("linf", 0.1), [member("endless")]), x, y, [0, 1], [0, 1], largest=1)
+    assert next(parts)[0] == [0]
+    parts.close()  # returns although the second part never ends by itself
+
+
 def test_clean_accuracy_is_that_of_eps_zero():
     defense, images, sigma = loaded("noise_augmented")
     suite = Suite(defense, Threat("linf", 0.0), [member("pgd", steps=2)], sigma, evaluations=30, select=5)
