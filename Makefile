@@ -39,6 +39,8 @@ digits-full: setup  ## the same on all 500 test images, with more draws (an hour
 train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
 	$(BIN)/drbench train benchmarks/digits/train/noise_augmented.yaml
+	$(BIN)/drbench train benchmarks/digits/train/adversarial_training.yaml
+	$(BIN)/drbench train benchmarks/digits/train/adversarial_training-l2.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
 	$(MAKE) train-multiscale train-rcm
 

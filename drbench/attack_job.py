@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from drbench import audit_job, examples, norms, record
 from drbench import cost as costs
-from drbench import examples, norms, record
 from drbench.api import Defense, DrbenchError
 from drbench.attacks import presets, suite
+from drbench.attacks.cascade import Cascade
 from drbench.attacks.evaluate import Decision
 from drbench.attacks.oracle import ROWS
 from drbench.attacks.parallel import in_parts
 from drbench.attacks.suite import Suite
-from drbench.attacks.threat import Threat
+from drbench.attacks.threat import threat
 from drbench.data import Images
 from drbench.progress import Progress
 from drbench.record import Row
@@ -30,14 +31,15 @@ __all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "reru
 def check(cell: DictConfig) -> None:
     """Mistakes in a config that can be found before anything is built."""
     plan(cell, deterministic=False) if cell.attack.attacks else None
-    Decision(cell.attack.decision, cell.attack.decision_draws)
+    if not cell.attack.cascade:
+        Decision(cell.attack.decision, cell.attack.decision_draws)
 
 
 def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
     """The attacks of a config, checked."""
     spec = cell.attack
     members = (
-        presets.preset(spec.preset, spec.norm, deterministic)
+        presets.preset(spec.preset, spec.norm, deterministic, len(spec.cascade or []))
         if spec.attacks is None
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )
@@ -51,10 +53,13 @@ def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
 
 def job(cell: DictConfig, defense: Defense, rows: int = ROWS) -> Suite:
     """The attack job of a config."""
-    spec, deterministic = cell.attack, cell.attack.sigma == 0 and not defense.randomized
+    spec, decision = cell.attack, None
+    if spec.cascade:
+        defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws), Decision()
+    deterministic = spec.sigma == 0 and not defense.randomized
     return Suite(
-        defense, Threat(spec.norm, norms.number(spec.eps)), plan(cell, deterministic), spec.sigma,
-        Decision(spec.decision, spec.decision_draws), spec.evaluations, spec.select, cell.run.seed, rows,
+        defense, threat(spec.norm, norms.number(spec.eps)), plan(cell, deterministic), spec.sigma,
+        decision or Decision(spec.decision, spec.decision_draws), spec.evaluations, spec.select, cell.run.seed, rows,
     )  # fmt: skip
 
 
@@ -70,7 +75,7 @@ def engine(cell: DictConfig, defense: Defense) -> dict:
         "attacks": {each.label: {"attack": each.attack, "view": each.view, **each.settings} for each in made.members},
         "sigma": spec.sigma,
         "deterministic": made.deterministic,
-        "decision": "single" if made.deterministic else spec.decision,
+        "decision": "single" if made.deterministic else _rule(spec),
         "decision_draws": 1 if made.deterministic else spec.decision_draws,
         "evaluations": 1 if made.deterministic else spec.evaluations,
         "select": 1 if made.deterministic else spec.select,
@@ -79,12 +84,19 @@ def engine(cell: DictConfig, defense: Defense) -> dict:
     }
 
 
+def _rule(spec: DictConfig) -> str:
+    """The decision rule in words; a cascade's names its levels."""
+    levels = sorted(spec.cascade or [], reverse=True)
+    return f"cascade {' > '.join(f'{level:g}' for level in levels)}" if levels else spec.decision
+
+
 def rerun(run: record.Run, cell: DictConfig, defense: Defense) -> list[str]:
     """Ask the defense again, about the stored examples and clean images, on the draws of the final evaluation."""
     stored, rows, made = examples.read(run.folder), [row for row in run.ordered() if row.evidence], job(cell, defense)
     ids, found = [row.id for row in rows], []
-    for name, place in (("clean", 1), ("adversarial", 2)):
-        again = made.answers(torch.from_numpy(np.stack([stored[i][place] for i in ids])), ids)
+    x, kept = (torch.from_numpy(np.stack([stored[i][place] for i in ids])) for place in (1, 2))
+    for name, images in (("clean", x), ("adversarial", made.threat.image(kept, x))):
+        again = made.answers(images, ids)
         found += [
             f"image {row.id}: other answers to the {name} image than recorded: {new.votes}, not {old.votes}"
             for row, new in zip(rows, again, strict=True)
@@ -136,6 +148,7 @@ def observe(
         finally:
             writer.close()
             about["notes"] = dict(Counter(about.get("notes", {})) + made.notes)
+    audit_job.add(cell, folder, images, made, about)
 
 
 def note(rows: list[Row]) -> str:

@@ -68,9 +68,11 @@ def plan(cell: DictConfig) -> str:
         most = "" if cell.certify.mode == "fixed" else "at most "
         lines.append(f"# {most}{draws:,} noisy draws per image{tried} ({where})")
     if cell.task == "attack" and cell.attack.attacks is None:
-        for deterministic in (True, False)[cell.attack.sigma > 0 :]:
+        for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:
             if deterministic or cell.attack.preset != "autoattack":
-                members = presets.preset(cell.attack.preset, cell.attack.norm, deterministic)
+                members = presets.preset(
+                    cell.attack.preset, cell.attack.norm, deterministic, len(cell.attack.cascade or [])
+                )
                 kind = "deterministic" if deterministic else "randomised"
                 lines.append(f"# attacks if the defense is {kind}: {'; '.join(each.label for each in members)}")
     return "\n".join([*lines, "---"])

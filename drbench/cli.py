@@ -59,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("items", nargs="+", metavar="CONFIG|KEY=VALUE", help="benchmark files and overrides")
         if name == "run":
             made.add_argument("--out", type=Path, help="parent of runs/ (default: results/<data set>)")
+            made.add_argument(
+                "--strict", action="store_true", help="exit with 1 if the audit of an attack raises a flag"
+            )
             made.add_argument("--limit", type=_positive, help="only the first N images; marks the result partial")
     for name, text in (
         ("resume", "finish the runs in these folders"),
@@ -189,10 +192,14 @@ def _train(args) -> None:
         print(f"{written.path} sha256 {written.sha256}")
 
 
-def _run(args) -> None:
-    from drbench import runner
+def _run(args) -> int:
+    from drbench import audit_job, runner
 
-    runner.run(_cells(args.items), args.out, args.limit)
+    folders = runner.run(_cells(args.items), args.out, args.limit)
+    flags = audit_job.flags(folders)
+    for flag in flags:
+        print(flag, file=sys.stderr)
+    return 1 if flags and args.strict else 0
 
 
 def _resume(args) -> None:

@@ -58,8 +58,8 @@ class Certify:
 
 @dataclass
 class Attack:
-    norm: str = "linf"  # linf | l2 | l1
-    eps: Any = "8/255"  # pixel units, a number or a fraction
+    norm: str = "linf"  # linf | l2 | l1 | stadv
+    eps: Any = "8/255"  # pixel units, a number or a fraction; of stadv the displacement in pixels
     preset: str = "standard"  # smoke | fast | standard | thorough | autoattack
     attacks: list[Any] | None = None  # instead of the preset: [{attack: pgd, loss: margin, steps: 100, draws: 16}, ...]
     sigma: float = 0.0  # noise at which the defense is deployed, pixel units; 0: clean images
@@ -67,6 +67,8 @@ class Attack:
     decision_draws: int = 1  # of one answer
     evaluations: int = 100  # answers to each image in the final evaluation, of a randomised defense
     select: int = 50  # draws that choose among candidates, of a randomised defense
+    cascade: list[float] | None = None  # noise levels of a cascade, deployed with `decision_draws` votes at each
+    audit: int | None = None  # images on which the attack itself is checked; null: by preset
     worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
 
 
@@ -114,6 +116,7 @@ NOT_IDENTITY = (
     "run.batch_rows",
     "run.threads",
     "run.channels_last",
+    "attack.audit",
 )
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
 OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol")}
@@ -148,7 +151,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
 def levels(config: DictConfig) -> list[float]:
     """Noise levels at which the defense is asked, in the order in which they are tried."""
     if config.task == "attack":
-        return [config.attack.sigma]
+        return sorted(config.attack.cascade, reverse=True) if config.attack.cascade else [config.attack.sigma]
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
 
 
@@ -156,6 +159,7 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
     others = ["certify"] if config.task == "attack" else ["attack"]
+    plain["attack"] = {key: value for key, value in plain["attack"].items() if value is not None}
     plain["attack"]["eps"] = norms.number(config.attack.eps)
     others += [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
     others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]
@@ -265,6 +269,9 @@ def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
     return [
         (attack.preset not in PRESETS, f"attack.preset is {', '.join(PRESETS)}, got {attack.preset!r}"),
         (not named or listed == [], f"attack.attacks is a list of mappings with a key attack each, got {listed}"),
+        (attack.cascade is not None and (attack.sigma != 0 or attack.decision != "single"),
+         "attack.cascade is the decision rule: attack.sigma stays 0 and attack.decision single"),
+        ((attack.audit or 0) < 0, f"attack.audit is a number of images, got {attack.audit}"),
         (attack.sigma < 0, f"attack.sigma is a noise level >= 0 in pixel units, got {attack.sigma}"),
         (min(attack.evaluations, attack.select, attack.worst_of, attack.decision_draws) < 1,
          "attack.evaluations, select, worst_of and decision_draws are positive"),

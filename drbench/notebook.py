@@ -19,7 +19,7 @@ from drbench.attacks.evaluate import Decision
 from drbench.attacks.oracle import ROWS
 from drbench.attacks.parallel import in_parts
 from drbench.attacks.suite import Found, Suite, check
-from drbench.attacks.threat import Threat
+from drbench.attacks.threat import threat
 from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
@@ -183,7 +183,7 @@ def attack(
     deterministic = sigma == 0 and not defense.randomized
     members = presets.preset(preset, norm, deterministic) if attacks is None else [presets.member(**a) for a in attacks]
     suite = Suite(
-        defense.eval(), Threat(norm, norms.number(eps)), [check(each) for each in members], sigma,
+        defense.eval(), threat(norm, norms.number(eps)), [check(each) for each in members], sigma,
         Decision(decision, decision_draws), evaluations, select, seed, batch_rows,
     )  # fmt: skip
     found: list[Found] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import attack_job, build, config, cost, header, norms, record, registry, stats, weights
+from drbench import attack_job, audit_job, build, config, cost, header, norms, record, registry, stats, weights
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
@@ -99,7 +99,7 @@ def _run_cell(
         raise DrbenchError(f"{folder} holds another run (other settings, weights or images); choose another --out")
     done = begun.rows if begun else {}
     todo = [i for i in range(len(images))[:limit] if images.ids[i] not in done]
-    if todo:
+    if todo or audit_job.due(cell, begun):
         defense, batch_rows = _prepare(cell, images, checkpoints, built, len(todo))
         about = begun.header if begun else header.new(cell, identity, images, defense, checkpoints)
         header.begin_session(about, cell, defense.device, batch_rows)

@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "classifiers": ({"recipe", "training"}, {"torch"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),
+    "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
@@ -66,22 +67,21 @@ MAY_IMPORT = {
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
     "attack_job": (
         LEAVES
-        | {"api", "attacks", "cost", "data", "examples", "norms", "progress", "record", "robustness"},
+        | {"api", "attacks", "audit_job", "cost", "data", "examples", "norms", "progress", "record", "robustness"},
         {"torch", "numpy", "omegaconf"},
     ),
     "header": ({"api", "attack_job", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "attack_job", "build", "certifiers", "config", "cost", "data", "header", "norms", "progress"}
-        | {"record", "registry"}
-        | {"stats", "weights"},
+        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "cost", "data", "header", "norms"}
+        | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
-        | {"robust_plots", "robust_tables"}
+        | {"audit_job", "catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry"}
+        | {"robust_plots", "robust_tables", "runner"}
         | {"summary", "tables", "testing", "verify"},
         set(),
     ),

@@ -148,9 +148,9 @@ class Candidates:
     """Of a noisy search: the iterates with the largest mean loss, and the last one."""
 
     def __init__(self, problem: Problem, kept: int = KEPT):
-        self.kept, self.last = kept, problem.x
+        self.kept, self.last = kept, problem.threat.none(problem.x)
         self.losses = torch.full((len(problem), 0), -torch.inf, device=problem.x.device)
-        self.images = problem.x[:, None][:, :0]
+        self.images = self.last[:, None][:, :0]
 
     def add(self, x_adv: Tensor, loss: Tensor, rank: bool = True) -> None:
         """Note an iterate; it may be chosen by its loss only with `rank`."""

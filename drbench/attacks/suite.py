@@ -18,7 +18,8 @@ from torch import Tensor
 
 from drbench import norms
 from drbench.api import Defense, DrbenchError
-from drbench.attacks import apgd, evaluate, fab, pgd, square, views
+from drbench.attacks import evaluate, views
+from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import ROWS, Keys
 from drbench.attacks.presets import Member
 from drbench.attacks.problem import Cost, Problem
@@ -26,21 +27,12 @@ from drbench.attacks.threat import Threat
 from drbench.errors import did_you_mean
 from drbench.evidence import Answers, Attacked, Tried
 
-# name in configs -> update rule, see `drbench.attacks.problem`
-ATTACKS = {
-    "apgd": apgd.apgd,
-    "apgd_t": apgd.apgd_t,
-    "fab_t": fab.fab_t,
-    "noise": pgd.noise,
-    "pgd": pgd.pgd,
-    "square": square.square,
-}
 SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
 
 
 def check(member: Member) -> Member:
     """Raise `DrbenchError` unless attack, view and settings exist."""
-    for word, known in ((member.attack, ATTACKS), (member.view, views.VIEWS)):
+    for word, known in ((member.attack, ATTACKS), (member.view, VIEWS)):
         if word not in known:
             raise DrbenchError(f"unknown attack or view {word!r}{did_you_mean(word, known)}")
     known = ATTACKS[member.attack].__kwdefaults__ or {}
@@ -51,7 +43,7 @@ def check(member: Member) -> Member:
 
 
 class Found(NamedTuple):
-    """Evidence about one image, and its kept example (C, H, W)."""
+    """Evidence about one image, and its kept example: an image (C, H, W), or a flow (H, W, 2)."""
 
     evidence: Attacked
     example: Tensor
@@ -125,15 +117,15 @@ class _State:
     def __init__(self, suite: Suite, deployed: views.View, x: Tensor, y: Tensor, ids: tuple):
         self.suite, self.deployed, self.x, self.y, self.ids = suite, deployed, x, y, ids
         self.draws = 1 if suite.deterministic else suite.select
-        self.best, self.kept, self.tried = x.clone(), [""] * len(x), [[] for _ in range(len(x))]
-        self.failures, self.margin = self._judge(x, torch.arange(len(x)))
+        self.best, self.kept, self.tried = suite.threat.none(x).clone(), [""] * len(x), [[] for _ in range(len(x))]
+        self.failures, self.margin = self._judge(self.best, torch.arange(len(x)))
 
     def attack(self, member: Member) -> None:
         open_ = (self.failures < SURELY_BROKEN * self.draws).nonzero().flatten()
         if not len(open_):
             return
         suite = self.suite
-        view = views.build(member.view, suite.defense, suite.sigma)
+        view = VIEWS[member.view](suite.defense, suite.sigma)
         cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes, suite.stop)
         whole = Problem(view, suite.threat, self.x, self.y, Keys(suite.seed, self.ids, member.label), cost,
                         np.arange(len(self.x)), suite.rows)  # fmt: skip
@@ -152,7 +144,8 @@ class _State:
             counts = int(most[place]), int(cost.gradients[place]), int(cost.forwards[place])
             self.tried[place].append(Tried(member.label, *counts))
 
-    def _judge(self, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, examples: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.suite.threat.image(examples, self.x[places])
         ids = tuple(self.ids[i] for i in places.tolist())
         keys = Keys(self.suite.seed, ids, "select")
         return evaluate.judge(self.deployed, images, self.y[places], keys, self.draws, self.suite.rows)
@@ -167,7 +160,8 @@ class _State:
 
     def conclude(self) -> list[Found]:
         """The final evaluation, of kept examples and of clean images on the same draws."""
-        clean, answers = (self.suite.answers(images, self.ids) for images in (self.x, self.best))
+        images = self.suite.threat.image(self.best, self.x)
+        clean, answers = (self.suite.answers(each, self.ids) for each in (self.x, images))
         best = self.best.cpu()
         far = norms.distance(self.suite.threat.norm, best.numpy(), self.x.cpu().numpy())
         return [

@@ -16,7 +16,6 @@ from torch import Tensor
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.attacks.losses import Loss
 from drbench.draws import INPUT_NOISE, Span, block_key, normals
-from drbench.errors import did_you_mean
 
 # Smaller batches take other paths through the kernels, with other rounding. Padding keeps the numbers of a row the
 # same in every batch, which a long attack would otherwise amplify.
@@ -135,19 +134,3 @@ def noisy(x: Tensor, sigma: float, spans: Sequence[Span]) -> Tensor:
         return x
     noise = torch.from_numpy(normals(spans, INPUT_NOISE, x[0].numel())).view(x.shape)
     return x + sigma * noise.to(x.device)
-
-
-# name in configs -> view of a defense at a noise level
-VIEWS = {
-    "exact": Direct,
-    "logits": lambda defense, sigma: Direct(defense, sigma, surrogate=False),
-    "clean": lambda defense, sigma: Direct(defense, 0.0, own=sigma == 0),
-    "identity": Identity,
-}
-
-
-def build(name: str, defense: Defense, sigma: float) -> View:
-    """The view of that name."""
-    if name not in VIEWS:
-        raise DrbenchError(f"unknown view {name!r}{did_you_mean(name, VIEWS)}")
-    return VIEWS[name](defense, sigma)

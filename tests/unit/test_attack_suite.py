@@ -9,6 +9,7 @@ from drbench.api import Draws
 from drbench.attacks import evaluate, presets, views
 from drbench.attacks.evaluate import Decision
 from drbench.attacks.losses import Loss
+from drbench.attacks.names import VIEWS
 from drbench.attacks.oracle import Keys, mean_logits, oracle
 from drbench.attacks.parallel import in_parts
 from drbench.attacks.presets import member
@@ -67,7 +68,7 @@ def test_a_surrogate_gradient_is_used_by_the_attacker_alone():
     defense, x, y, *_ = two_classes(3)
     defense.__class__ = Surrogate
     slopes = {
-        name: oracle(views.build(name, defense, 0.0), x, y, Loss("margin"), Keys(0, (0, 1, 2), "t")).gradient
+        name: oracle(VIEWS[name](defense, 0.0), x, y, Loss("margin"), Keys(0, (0, 1, 2), "t")).gradient
         for name in ("exact", "logits")
     }
     torch.testing.assert_close(slopes["exact"], 3 * slopes["logits"], atol=1e-5, rtol=1e-5)
@@ -144,7 +145,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_batch_mates(name):
     members = [member("noise", tries=2), member("apgd", loss="ce", steps=6)]
     members += [member("apgd_t", targets=2, steps=6), member("fab_t", targets=2, steps=4), member("square", queries=12)]
     if sigma:
-        members = [*members[:2], member("pgd", steps=4, draws=3), member("square", queries=6, draws=2)][-count // 2 :]
+        members = [*members[:2], member("pgd", steps=3, draws=2), member("square", queries=3, draws=2)][-count // 2 :]
     suite = Suite(defense, Threat("linf", 0.08), members, sigma, evaluations=20, select=10)
     whole = outcome(suite, images, range(count))
     assert any(each.evidence.kept for each in whole)
