@@ -20,7 +20,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-digits: setup  ## the main job: certify every defense on 100 real digits, attack it on 40, table and plot (minutes)
+digits: setup  ## the main job: certify every defense on 100 real digits, attack it on 20, table and plot (minutes)
 	runs=$$($(BIN)/drbench run $(DIGITS)) && \
 	$(BIN)/drbench table $$runs --out results/digits/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/certified

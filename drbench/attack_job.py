@@ -94,10 +94,9 @@ def rerun(run: record.Run, cell: DictConfig, defense: Defense) -> list[str]:
     """Ask the defense again, about the stored examples and clean images, on the draws of the final evaluation."""
     stored, rows, made = examples.read(run.folder), [row for row in run.ordered() if row.evidence], job(cell, defense)
     ids, found = [row.id for row in rows], []
-    x, examples_ = (torch.from_numpy(np.stack([stored[i][place] for i in ids])) for place in (1, 2))
-    images = {"clean": x, "adversarial": made.threat.image(examples_, x)}
-    for name in images:
-        again = made.answers(images[name], ids)
+    x, kept = (torch.from_numpy(np.stack([stored[i][place] for i in ids])) for place in (1, 2))
+    for name, images in (("clean", x), ("adversarial", made.threat.image(kept, x))):
+        again = made.answers(images, ids)
         found += [
             f"image {row.id}: other answers to the {name} image than recorded: {new.votes}, not {old.votes}"
             for row, new in zip(rows, again, strict=True)

@@ -52,12 +52,10 @@ def runs(paths: Sequence[str | Path]) -> str:
 
 def _accuracy(run: record.Run, done: list[record.Row]) -> str:
     """Share certified at radius 0, or right on average under attack."""
-    if not done:
-        return "-"
     if run.task == "attack":
-        answers = [row.evidence.adversarial for row in done]
-        return f"{robustness.robustness(answers, [row.label for row in done], 1).average.value:.3f} robust"
-    return f"{sum(row.correct for row in done) / len(done):.3f} certified"
+        seen = [(row.evidence.adversarial, row.label) for row in done if row.evidence]
+        return f"{robustness.robustness(*zip(*seen, strict=True), 1).average.value:.3f} robust" if seen else "-"
+    return f"{sum(row.correct for row in done) / len(done):.3f} certified" if done else "-"
 
 
 def plan(cell: DictConfig) -> str:

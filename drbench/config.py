@@ -159,6 +159,7 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
     others = ["certify"] if config.task == "attack" else ["attack"]
+    plain["attack"] = {key: value for key, value in plain["attack"].items() if value is not None}
     plain["attack"]["eps"] = norms.number(config.attack.eps)
     others += [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
     others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "summary", "tables"}, {"pandas"}),
-    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "pandas"}),
+    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
     "catalogue": ({"attacks", "config", "record", "registry", "robustness", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),

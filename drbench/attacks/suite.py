@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ class Suite:
     seed: int = 0
     rows: int = ROWS
     notes: Counter = field(default_factory=Counter)  # odd things that happened, see `Cost.notes`
+    stop: Event = field(default_factory=Event)  # set from another thread: the attack ends with an error
 
     @property
     def deterministic(self) -> bool:
@@ -124,7 +126,7 @@ class _State:
             return
         suite = self.suite
         view = VIEWS[member.view](suite.defense, suite.sigma)
-        cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes)
+        cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes, suite.stop)
         whole = Problem(view, suite.threat, self.x, self.y, Keys(suite.seed, self.ids, member.label), cost,
                         np.arange(len(self.x)), suite.rows)  # fmt: skip
         problem = whole.at(open_)
@@ -158,9 +160,8 @@ class _State:
 
     def conclude(self) -> list[Found]:
         """The final evaluation, of kept examples and of clean images on the same draws."""
-        clean, answers = (
-            self.suite.answers(images, self.ids) for images in (self.x, self.suite.threat.image(self.best, self.x))
-        )
+        images = self.suite.threat.image(self.best, self.x)
+        clean, answers = (self.suite.answers(each, self.ids) for each in (self.x, images))
         best = self.best.cpu()
         far = norms.distance(self.suite.threat.norm, best.numpy(), self.x.cpu().numpy())
         return [

@@ -145,7 +145,7 @@ def test_outcomes_do_not_depend_on_batch_size_or_batch_mates(name):
     members = [member("noise", tries=2), member("apgd", loss="ce", steps=6)]
     members += [member("apgd_t", targets=2, steps=6), member("fab_t", targets=2, steps=4), member("square", queries=12)]
     if sigma:
-        members = [*members[:2], member("pgd", steps=4, draws=3), member("square", queries=6, draws=2)][-count // 2 :]
+        members = [*members[:2], member("pgd", steps=3, draws=2), member("square", queries=3, draws=2)][-count // 2 :]
     suite = Suite(defense, Threat("linf", 0.08), members, sigma, evaluations=20, select=10)
     whole = outcome(suite, images, range(count))
     assert any(each.evidence.kept for each in whole)
@@ -203,6 +203,21 @@ def test_nothing_infeasible_leaves_the_suite(monkeypatch):
     found = job.run(x, y, range(5))
     assert all(torch.equal(each.example, clean) for each, clean in zip(found, x, strict=True))
     assert job.notes["outside the threat: clean image instead"] == 5
+
+
+def test_parts_under_way_are_stopped_with_the_rest(monkeypatch):
+    from drbench.attacks import suite as module
+
+    def endless(problem):
+        while 1 in problem.keys.ids:
+            problem.query(problem.x, Loss("margin"))
+        return problem.x[:, None]
+
+    defense, x, y, *_ = two_classes(2)
+    monkeypatch.setitem(module.ATTACKS, "endless", endless)
+    parts = in_parts(Suite(defense, Threat("linf", 0.1), [member("endless")]), x, y, [0, 1], [0, 1], largest=1)
+    assert next(parts)[0] == [0]
+    parts.close()  # returns although the second part never ends by itself
 
 
 def test_clean_accuracy_is_that_of_eps_zero():
