@@ -1,4 +1,4 @@
-"""Views of purifying defenses with the ideas of two attacks on them. With exact gradients neither need be stronger.
+"""Views of diffusion-based defenses with the ideas of attacks on them. With exact gradients none need be stronger.
 
 DiffAttack: Kang et al. 2023, arXiv 2311.16124. DiffHammer: NeurIPS 2024. The authors of DiffBreak report no gain of the
 first over plain APGD once gradients are exact; so these are optional members, not defaults.
@@ -113,3 +113,32 @@ def graft(losses: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+class Bypass(Direct):
+    """The loss less the denoising error of the image itself: where that is small, nothing is left to purify.
+
+    Against defenses that move an image to where it is likelier first (likelihood maximisation, Chen et al. 2024, arXiv
+    2305.15241): an example that is likely already stays where it is. The error is the mean over draws of the summed
+    squares at the middle of the levels at which such defenses look, network units.
+    """
+
+    LEVEL = 0.5
+
+    def __init__(self, defense: Defense, sigma: float, weight: float = 1.0):
+        super().__init__(defense, sigma)
+        if "denoiser" not in defense.networks():
+            raise DrbenchError(f"view bypass needs a network 'denoiser', got {type(defense).__name__}")
+        self.denoiser, self.weight = defense.networks()["denoiser"], weight
+
+    def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
+        found = super().answer(x, y, spans, draws, loss, target, gradient)
+        with torch.set_grad_enabled(gradient):
+            x = x.detach().requires_grad_(gradient)
+            rows, streams = padded(2 * x.repeat_interleave(draws, 0) - 1, spans)
+            other = Draws([span._replace(key=span.key ^ 1) for span in streams], self.device)  # not the defense's noise
+            noise = self.LEVEL * other.randn(*rows.shape)
+            error = (self.denoiser(rows + noise, self.LEVEL) - rows).square().flatten(1).sum(1)[: len(x) * draws]
+            error = error.view(len(x), draws).mean(1)
+            slope = found.gradient - self.weight * torch.autograd.grad(error.sum(), x)[0] if gradient else None
+        return Answer(found.loss - self.weight * error.detach(), slope, found.failures)

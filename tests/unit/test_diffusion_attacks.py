@@ -65,9 +65,20 @@ def test_graft_follows_the_draws_that_can_be_broken_together():
 
 def test_what_the_views_need():
     plain = drbench.load_defense("undefended", IMAGES, "digits/classifier")
-    for name in ("deviated", "grafted"):
+    for name in ("bypass", "deviated", "grafted"):
         with pytest.raises(DrbenchError, match=f"view {name} needs"):
             VIEWS[name](plain, 0.25)
+
+
+def test_bypass_takes_off_the_denoising_error():
+    """With a denoiser that always says 0.5 the error is known: it is taken off the loss, and so is its gradient."""
+    defense = purifier()
+    defense.networks()["denoiser"].forward = lambda z_net, sigma_net, labels=None: 0 * z_net + 0.5
+    plain, answer = ask(VIEWS["exact"](defense, 0.0), draws=1), ask(VIEWS["bypass"](defense, 0.0), draws=1)
+    x_net = 2 * IMAGES.x - 1
+    error = (0.5 - x_net).square().flatten(1).sum(1)
+    assert torch.allclose(plain.loss - answer.loss, error, rtol=1e-4)
+    assert torch.allclose(plain.gradient - answer.gradient, 4 * (x_net - 0.5), atol=1e-4)
 
 
 def test_costs_are_counted_as_draws():
