@@ -18,7 +18,9 @@ from drbench.executors.units import TRIES, Units
 
 
 class Ray:
-    """`workers` actors (0: as many as the cluster has accelerators, or else cores), each with a resident network; a dead or hung one is replaced and its units go on.
+    """`workers` actors, each with a resident network; a dead or hung one is replaced and its units go on.
+
+    0 workers stand for as many as the cluster has accelerators, or else cores.
 
     Parameters
     ----------
