@@ -21,7 +21,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 digits: setup  ## the main job: certify every defense on 100 real digits, attack it on 20, table and plot (minutes)
-	runs=$$($(BIN)/drbench run $(DIGITS)) && \
+	runs=$$($(BIN)/drbench run $(DIGITS) run.executor=processes) && \
 	$(BIN)/drbench table $$runs --out results/digits/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/certified
 	runs=$$($(BIN)/drbench run $(ATTACKS)) && \
@@ -29,7 +29,7 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 	$(BIN)/drbench plot $$runs --out results/digits/robust
 
 digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
-	runs=$$($(BIN)/drbench run $(FULL) --out results/digits/full) && \
+	runs=$$($(BIN)/drbench run $(FULL) run.executor=processes --out results/digits/full) && \
 	$(BIN)/drbench table $$runs --out results/digits/full/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/full/certified
 	runs=$$($(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full) && \
@@ -76,6 +76,7 @@ bench: setup  ## speed of the engine against bare forward passes and a plain loo
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.modes
 	$(BIN)/python -m benchmarks.attacks
+	$(BIN)/python -m benchmarks.workers
 
 figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
