@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drbench import norms
 from drbench.attacks import evaluate, probes, views
-from drbench.attacks.names import VIEWS
+from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import Keys
 from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
@@ -93,10 +93,10 @@ class Case:
         """Single answers behind each share."""
         return 1 if self.suite.deterministic else self.suite.select
 
-    def attacked(self, attack: Member, scale: float = 1.0, eps: float | None = None) -> Tensor:
-        """Outcome of one attack at a radius in units of eps, or at `eps`."""
+    def attacked(self, *attacks: Member, scale: float = 1.0, eps: float | None = None) -> Tensor:
+        """Outcome of attacks at a radius in units of eps, or at `eps`."""
         threat = replace(self.suite.threat, eps=self.suite.threat.eps * scale if eps is None else eps)
-        job = replace(self.suite, threat=threat, members=[attack])
+        job = replace(self.suite, threat=threat, members=attacks)
         return self.right(torch.stack([each.example for each in job.run(self.x, self.y, self.ids)]))
 
     def right(self, examples: Tensor, seed: int | None = None, ids: tuple | None = None) -> Tensor:
@@ -170,7 +170,7 @@ def unbounded(case: Case) -> Iterator[Finding]:
     """With the whole box to move in, an attack leaves nothing."""
     if case.main and not case.spatial:
         far = {"linf": 1.0, "l2": math.sqrt(case.x[0].numel()), "l1": float(case.x[0].numel())}
-        outcome = case.attacked(case.main, eps=far[case.suite.threat.norm])
+        outcome = case.attacked(*case.suite.members, eps=far[case.suite.threat.norm])
         left = int((outcome > 0.5).sum())
         yield Finding(
             "unbounded", left > POINT * len(case.x), f"{left} of {len(case.x)} images stay right at any radius"
@@ -180,7 +180,7 @@ def unbounded(case: Case) -> Iterator[Finding]:
 def monotone(case: Case) -> Iterator[Finding]:
     """A larger radius leaves less."""
     if case.main:
-        curve = [case.reference if scale == 1 else case.attacked(case.main, scale) for scale in GRID]
+        curve = [case.reference if scale == 1 else case.attacked(case.main, scale=scale) for scale in GRID]
         rises = [case.gain(after, before) for before, after in pairwise(curve)]
         text = ", ".join(f"{percent(outcome)} at {scale:g} eps" for scale, outcome in zip(GRID, curve, strict=True))
         yield Finding("monotone", any(gain > chance for gain, chance in rises), text)
@@ -189,7 +189,7 @@ def monotone(case: Case) -> Iterator[Finding]:
 def budget(case: Case) -> Iterator[Finding]:
     """Twice the steps gain nothing."""
     if case.main:
-        longer = case.attacked(stepped(case.main, 2 * case.main.settings["steps"]))
+        longer = case.attacked(stepped(case.main, 2 * setting(case.main, "steps")))
         gain, chance = case.gain(case.reference, longer)
         text = f"{percent(case.reference)} right, {percent(longer)} with twice the steps"
         yield Finding("budget", gain > chance, text + (": not converged" if gain > chance else ""))
@@ -257,4 +257,9 @@ def stepped(attack: Member, steps: int) -> Member:
 
 
 def drawn(attack: Member) -> int:
-    return attack.settings.get("draws", 1)
+    return setting(attack, "draws") or 1
+
+
+def setting(attack: Member, name: str) -> int | None:
+    """Of the member, or the attack's own default."""
+    return {**ATTACKS[attack.attack].__kwdefaults__, **attack.settings}.get(name)

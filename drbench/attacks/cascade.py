@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.attacks.losses import Loss
-from drbench.attacks.views import Answer, View
+from drbench.attacks.views import Answer, View, padded
 
 SLACK = 0.1  # how far below p0 the largest probability of a level is pushed: votes are noisy
 ENOUGH = 3.0  # margin of log-probabilities that surely decides
@@ -131,18 +131,24 @@ class Route(View):
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
         with torch.set_grad_enabled(gradient):
             x = x.detach().requires_grad_(gradient)
-            many, stream = x.repeat_interleave(draws, 0), Draws(spans, self.device)
+            rows = len(x) * draws
+            many, streams = padded(x.repeat_interleave(draws, 0), spans)
+            stream = Draws(streams, self.device)
 
             def scores(level: float) -> Tensor:
                 noisy = many + level * stream.randn(*many.shape)
-                return self.base.attack_logits(noisy, level, stream).view(len(x), draws, -1)
+                return self.base.attack_logits(noisy, level, stream)[:rows].view(len(x), draws, -1)
 
             excess: Tensor | float = 0.0
             for level in self.before:
                 share = scores(level).softmax(-1).mean(1).amax(1)
                 excess = excess + (share.log() - math.log(self.p0 - SLACK)).clamp_min(0)
             # Votes are counted, so the mean probability is what matters; without noise there is one row to ask.
-            clean = self.base.attack_logits(x, 0.0, stream)[:, None] if self.last == 0 else scores(self.last)
+            clean = (
+                scores(self.last)
+                if self.last > 0
+                else self.rows(x, [span._replace(stop=span.start + 1) for span in spans])[:, None]
+            )
             # An answer that is surely wrong is worth no more than levels that stay silent.
             objective = Loss(loss.name, "probability")(clean, y, target).clamp_max(ENOUGH) - WEIGHT * excess
             slope = torch.autograd.grad(objective.sum(), x)[0] if gradient else None

@@ -1,6 +1,18 @@
 """What a config may name: attacks and views."""
 
-from drbench.attacks import apgd, autoattack_rand, cascade, crosscheck, fab, pgd, smoothadv, square, stadv, views
+from drbench.attacks import (
+    apgd,
+    autoattack_rand,
+    cascade,
+    crosscheck,
+    diffusion,
+    fab,
+    pgd,
+    smoothadv,
+    square,
+    stadv,
+    views,
+)
 
 # name -> update rule, see `drbench.attacks.problem`
 ATTACKS = {
@@ -21,6 +33,9 @@ VIEWS = {
     "logits": lambda defense, sigma: views.Direct(defense, sigma, surrogate=False),
     "clean": lambda defense, sigma: views.Direct(defense, 0.0, own=sigma == 0),
     "identity": views.Identity,
+    "bypass": diffusion.Bypass,
+    "deviated": diffusion.Deviated,
+    "grafted": diffusion.Grafted,
     "halt1": lambda defense, sigma: cascade.Route(defense, 1),
     "halt2": lambda defense, sigma: cascade.Route(defense, 2),
     "halt3": lambda defense, sigma: cascade.Route(defense, 3),

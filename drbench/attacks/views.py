@@ -77,11 +77,7 @@ class View(ABC):
 
     def rows(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`logits`, padded to a batch of at least `SMALLEST` rows."""
-        short = SMALLEST - len(x)
-        if short <= 0:
-            return self.logits(x, spans)
-        padding = Span(block_key(0, "padding", 0.0, "padding", 0), 0, short)
-        return self.logits(torch.cat([x, x[-1:].detach().expand(short, *x.shape[1:])]), [*spans, padding])[: len(x)]
+        return self.logits(*padded(x, spans))[: len(x)]
 
 
 class Direct(View):
@@ -126,6 +122,15 @@ class Identity(Direct):
         with torch.no_grad():
             purified = self.defense.purify(noisy(x, self.sigma, spans), self.sigma, draws)
         return self.defense.logits(x + (purified - x).detach(), 0.0, draws)
+
+
+def padded(x: Tensor, spans: Sequence[Span]) -> tuple[Tensor, list[Span]]:
+    """Rows and their streams, with copies of the last row that make them at least `SMALLEST`."""
+    short = SMALLEST - len(x)
+    if short <= 0:
+        return x, list(spans)
+    padding = Span(block_key(0, "padding", 0.0, "padding", 0), 0, short)
+    return torch.cat([x, x[-1:].detach().expand(short, *x.shape[1:])]), [*spans, padding]
 
 
 def noisy(x: Tensor, sigma: float, spans: Sequence[Span]) -> Tensor:

@@ -119,7 +119,7 @@ def test_pass_route_rewards_silent_levels():
 def test_both_routes_break_a_cascade_that_one_level_cannot_save(tmp_path, capsys, monkeypatch):
     """The record says how the cascade is deployed and which route was strongest; it can be verified."""
     monkeypatch.chdir(ROOT)
-    words = ["data.subset=first3", "attack.preset=smoke", "attack.cascade=[0.25,1.0]", "attack.evaluations=10"]
+    words = ["data.subset=first2", "attack.preset=smoke", "attack.cascade=[0.25,1.0]", "attack.evaluations=10"]
     words += ["attack.decision_draws=10", "sweep={attack.eps: [2.0]}", "attack.norm=l2", "--out", str(tmp_path)]
     assert main(["run", "benchmarks/digits/attack/multiscale-cascade.yaml", *words]) == 0
     run = record.read(capsys.readouterr().out.split("\n")[0])
@@ -131,7 +131,7 @@ def test_both_routes_break_a_cascade_that_one_level_cannot_save(tmp_path, capsys
     ]
     wrong = sum(row.evidence.adversarial.wrong(row.label) for row in run.ordered())
     clean = sum(row.evidence.clean.wrong(row.label) for row in run.ordered())
-    assert wrong > clean + 10
+    assert wrong > clean + 5
 
 
 # ---- SmoothAdv ----------------------------------------------------------------------------------------------------
