@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import audit_job, examples, norms, record
+from drbench import audit_job, build, examples, norms, record, weights
 from drbench import cost as costs
 from drbench.api import Defense, DrbenchError
 from drbench.attacks import presets, suite
@@ -25,7 +25,7 @@ from drbench.progress import Progress
 from drbench.record import Row
 from drbench.robustness import VERSION, robustness
 
-__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "rerun"]
+__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "rerun", "source_weights"]
 
 
 def check(cell: DictConfig) -> None:
@@ -43,29 +43,43 @@ def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
         if spec.attacks is None
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )
+    names = list(spec.sources or {}) if spec.norm != norms.FLOW else []
+    members += presets.transfer(spec.preset, names) if spec.attacks is None else []
     for each in members:
-        suite.check(each)
+        suite.check(each, names)
     labels = Counter(each.label for each in members)
     if twice := [label for label, count in labels.items() if count > 1]:
         raise DrbenchError(f"expected attacks that differ, got {twice[0]!r} twice: it would repeat the same draws")
     return members
 
 
-def job(cell: DictConfig, defense: Defense, rows: int = ROWS) -> Suite:
-    """The attack job of a config."""
+def source_weights(cell: DictConfig) -> dict[str, list[weights.Weights]]:
+    """Weights of the other defenses that a config names."""
+    sources = (cell.attack.sources or {}).items()
+    return {name: [weights.resolve(each) for each in spec.get("checkpoint", [])] for name, spec in sources}
+
+
+def job(cell: DictConfig, defense: Defense, rows: int = ROWS, images: Images | None = None) -> Suite:
+    """The attack job of a config; without `images` it lacks the other defenses, and cannot be run."""
     spec, decision = cell.attack, None
     if spec.cascade:
         defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws), Decision()
     deterministic = spec.sigma == 0 and not defense.randomized
+    sources = {
+        name: build.defense(DictConfig({"args": {}, **cell.attack.sources[name]}), images, found, cell.run.seed)
+        for name, found in (source_weights(cell) if images else {}).items()
+    }
+    sources = {name: source.to(defense.device) for name, source in sources.items()}
     return Suite(
         defense, threat(spec.norm, norms.number(spec.eps)), plan(cell, deterministic), spec.sigma,
         decision or Decision(spec.decision, spec.decision_draws), spec.evaluations, spec.select, cell.run.seed, rows,
+        sources,
     )  # fmt: skip
 
 
 def engine(cell: DictConfig, defense: Defense) -> dict:
     """The protocol of an attack run, as its header has it."""
-    spec, made = cell.attack, job(cell, defense)
+    spec, made, others = cell.attack, job(cell, defense), source_weights(cell)
     return {
         "version": VERSION,
         "norm": spec.norm,
@@ -81,7 +95,7 @@ def engine(cell: DictConfig, defense: Defense) -> dict:
         "select": 1 if made.deterministic else spec.select,
         "worst_of": spec.worst_of,
         "seed": cell.run.seed,
-    }
+    } | ({"sources": {name: [each.sha256 for each in found] for name, found in others.items()}} if others else {})
 
 
 def _rule(spec: DictConfig) -> str:
@@ -127,7 +141,7 @@ def observe(
     about: dict,
 ) -> None:  # fmt: skip
     """Attack the images, a part at a time: examples first, then the rows that name them."""
-    made, writer, rows = job(cell, defense, batch_rows), record.Writer(folder), list(done.values())
+    made, writer, rows = job(cell, defense, batch_rows, images), record.Writer(folder), list(done.values())
     title = f"{cell.defense.name} {cell.attack.norm} {cell.attack.eps}"
     with costs.Evaluations(defense) as evaluations, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
         last, counted = time.perf_counter(), dict(evaluations.counts)

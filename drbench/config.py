@@ -68,6 +68,9 @@ class Attack:
     evaluations: int = 100  # answers to each image in the final evaluation, of a randomised defense
     select: int = 50  # draws that choose among candidates, of a randomised defense
     cascade: list[float] | None = None  # noise levels of a cascade, deployed with `decision_draws` votes at each
+    sources: dict[str, Any] | None = (
+        None  # other defenses to transfer from: {cnn: {name: undefended, checkpoint: [..]}}
+    )
     audit: int | None = None  # images on which the attack itself is checked; null: by preset
     worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
 
@@ -284,7 +287,10 @@ def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
     norms.check(attack.norm, norms.number(attack.eps))
     listed = attack.attacks
     named = listed is None or all(isinstance(each, DictConfig) and "attack" in each for each in listed)
+    sources = (attack.sources or {}).values()
     return [
+        (any(not isinstance(each, DictConfig) or not {"name"} <= set(each) <= {"name", "args", "checkpoint"}
+             for each in sources), f"attack.sources maps names to {{name, args, checkpoint}}, got {attack.sources}"),
         (attack.preset not in PRESETS, f"attack.preset is {', '.join(PRESETS)}, got {attack.preset!r}"),
         (not named or listed == [], f"attack.attacks is a list of mappings with a key attack each, got {listed}"),
         (attack.cascade is not None and (attack.sigma != 0 or attack.decision != "single"),

@@ -148,9 +148,14 @@ def rerun(folder: Path) -> list[str]:
     (cell,) = config.load(folder / "config.yaml")
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
     images = build.images(cell)
-    if config.identity(cell, [found.sha256 for found in checkpoints]) != run.header["identity"]:
+    if _identity(cell, checkpoints) != run.header["identity"]:
         return ["the weights are not those of the run"]
     return attack_job.rerun(run, cell, prepare(cell, images, {}))
+
+
+def _identity(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str:
+    others = attack_job.source_weights(cell).values() if cell.task == "attack" else []
+    return config.identity(cell, [found.sha256 for part in (checkpoints, *others) for found in part])
 
 
 def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
@@ -171,7 +176,7 @@ def _run_cell(
     cell: DictConfig, crew: _Crew, options: Options, *, out: Path | None = None, folder: Path | None = None
 ) -> Path:
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
-    identity = config.identity(cell, [found.sha256 for found in checkpoints])
+    identity = _identity(cell, checkpoints)
     images = build.images(cell)
     if cell.task == "certify":
         stats.check_reach(header.engine(cell, images))

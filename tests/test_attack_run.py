@@ -273,6 +273,17 @@ def test_bad_configs_are_explained(override, said, tmp_path):
         run(tmp_path, override)
 
 
+def test_other_defenses_are_transferred_from(tmp_path):
+    found = run(tmp_path, "attack.sources={cnn: {name: undefended, checkpoint: [digits/classifier]}}", limit=2)
+    assert list(found.header["engine"]["attacks"]) == ["pgd margin 10x4", "pgd margin 10 (from cnn)"]
+    (hashes,) = found.header["engine"]["sources"].values()
+    assert [len(text) for text in hashes] == [64] and verify.problems(found) == []
+    assert {len(row.evidence.tried) for row in found.rows.values()} == {2}
+    for wrong, said in (("{cnn: undefended}", "attack.sources maps names"), ("{cnn: {name: nobody}}", "'nobody'")):
+        with pytest.raises(DrbenchError, match=said):
+            run(tmp_path, f"attack.sources={wrong}")
+
+
 def test_three_lines_in_a_notebook(reference):
     images = drbench.load_data("digits", subset="first8")
     defense = drbench.load_defense("noise_augmented", images, "digits/noise_augmented")

@@ -74,7 +74,8 @@ MAY_IMPORT = {
     "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
     "attack_job": (
         LEAVES
-        | {"api", "attacks", "audit_job", "cost", "data", "examples", "norms", "progress", "record", "robustness"},
+        | {"api", "attacks", "audit_job", "build", "cost", "data", "examples", "norms", "progress", "record"}
+        | {"robustness", "weights"},
         {"torch", "numpy", "omegaconf"},
     ),
     "header": ({"api", "attack_job", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from drbench.errors import DrbenchError, did_you_mean
@@ -11,6 +11,7 @@ from drbench.norms import FLOW
 SIZES = {"smoke": (10, 4), "fast": (40, 8), "standard": (100, 16), "thorough": (200, 20)}  # steps x draws of EOT
 PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
 AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
+FROM = "from "  # begins the name of a view of another defense
 BUDGET = ("restarts", "targets", "steps", "queries", "tries", "draws")  # settings that multiply to the cost
 
 
@@ -21,7 +22,7 @@ class Member:
     Parameters
     ----------
     attack, view : str
-        Keys of `suite.ATTACKS` and of `views.VIEWS`.
+        Keys of `names.ATTACKS` and of `names.VIEWS`; or "from NAME", a view of another defense.
     settings : mapping
         Keyword arguments of the attack.
     """
@@ -75,6 +76,12 @@ def _randomised(preset: str) -> list[Member]:
         suite += [member("apgd", loss="dlr", **size), member("square", queries=1000, draws=20)]
         suite += [member("pgd", view="clean", loss="margin", steps=steps)]
     return suite
+
+
+def transfer(preset: str, names: Iterable[str]) -> list[Member]:
+    """PGD on each other defense: what is found there is tried on the one under attack."""
+    steps = SIZES.get(preset, SIZES["standard"])[0]
+    return [member("pgd", view=f"{FROM}{name}", loss="margin", steps=steps) for name in names]
 
 
 def _spatial(preset: str, deterministic: bool) -> list[Member]:

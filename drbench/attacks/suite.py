@@ -7,7 +7,7 @@ saw; the example that is kept is evaluated on draws of yet another stage.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from drbench.api import Defense, DrbenchError
 from drbench.attacks import evaluate, views
 from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import ROWS, Keys
-from drbench.attacks.presets import Member
+from drbench.attacks.presets import FROM, Member
 from drbench.attacks.problem import Cost, Problem
 from drbench.attacks.threat import Threat
 from drbench.errors import did_you_mean
@@ -30,9 +30,9 @@ from drbench.evidence import Answers, Attacked, Tried
 SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
 
 
-def check(member: Member) -> Member:
-    """Raise `DrbenchError` unless attack, view and settings exist."""
-    for word, known in ((member.attack, ATTACKS), (member.view, VIEWS)):
+def check(member: Member, sources: Iterable[str] = ()) -> Member:
+    """Raise `DrbenchError` unless attack, view and settings exist; `sources` are the names of other defenses."""
+    for word, known in ((member.attack, ATTACKS), (member.view, [*VIEWS, *(f"{FROM}{name}" for name in sources)])):
         if word not in known:
             raise DrbenchError(f"unknown attack or view {word!r}{did_you_mean(word, known)}")
     known = ATTACKS[member.attack].__kwdefaults__ or {}
@@ -69,6 +69,8 @@ class Suite:
         deterministic defense.
     seed, rows : int
         Key of all streams; rows of one call.
+    sources : mapping
+        Other defenses by name, whose gradients views "from NAME" use: at `sigma` if they accept it, else at 0.
     """
 
     defense: Defense
@@ -80,6 +82,7 @@ class Suite:
     select: int = 50
     seed: int = 0
     rows: int = ROWS
+    sources: Mapping[str, Defense] = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)  # odd things that happened, see `Cost.notes`
     stop: Event = field(default_factory=Event)  # set from another thread: the attack ends with an error
 
@@ -91,6 +94,13 @@ class Suite:
     def deployed(self) -> views.View:
         """One draw of the defense as it is deployed: what selects and evaluates."""
         return views.Direct(self.defense, self.sigma, surrogate=False)
+
+    def view(self, name: str) -> views.View:
+        """The view of that name, of this defense or of another one."""
+        if not name.startswith(FROM):
+            return VIEWS[name](self.defense, self.sigma)
+        source = self.sources[name.removeprefix(FROM)]
+        return views.Direct(source, self.sigma if source.accepts(self.sigma) else 0.0, own=False)
 
     def answers(self, x: Tensor, ids: Sequence[int | str]) -> list[Answers]:
         """The final evaluation of images (B, C, H, W): on draws of a stage that nothing else uses."""
@@ -125,7 +135,7 @@ class _State:
         if not len(open_):
             return
         suite = self.suite
-        view = VIEWS[member.view](suite.defense, suite.sigma)
+        view = suite.view(member.view)
         cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes, suite.stop)
         whole = Problem(view, suite.threat, self.x, self.y, Keys(suite.seed, self.ids, member.label), cost,
                         np.arange(len(self.x)), suite.rows)  # fmt: skip

@@ -74,6 +74,23 @@ def test_a_surrogate_gradient_is_used_by_the_attacker_alone():
     torch.testing.assert_close(slopes["exact"], 3 * slopes["logits"], atol=1e-5, rtol=1e-5)
 
 
+def test_transfer_uses_the_gradient_of_another_defense():
+    """The other boundary lies elsewhere: its gradient at its own noise level, and nothing of it in the verdict."""
+    defense, x, y, _, w = two_classes(4)
+    other = Linear(torch.stack([0 * w, w.roll(1)]), torch.zeros(2), (1, 4, 4), sigmas=(0.0,))
+    suite = Suite(defense, Threat("linf", 0.1), [member("pgd", view="from other", steps=3)], sources={"other": other})
+    view = suite.view("from other")
+    assert not view.faithful and view.sigma == 0
+    slope = oracle(view, x, y, Loss("margin"), Keys(0, (0, 1, 2, 3), "t")).gradient
+    torch.testing.assert_close(slope.flatten(1), w.roll(1) * (1 - 2 * y[:, None].float()), atol=1e-6, rtol=1e-5)
+    found = suite.run(x, y, range(4))
+    for each, label in zip(found, y, strict=True):
+        answer = defense.logits(each.example[None], 0.0, None).argmax()
+        assert each.evidence.adversarial.wrong(int(label)) == int(answer != label)
+    with pytest.raises(DrbenchError, match="from other"):
+        check(member("pgd", view="from others"), ["other"])
+
+
 def test_identity_takes_the_gradient_at_the_purified_image():
     class Purified(Linear):
         def purify(self, z, sigma, draws):
