@@ -7,7 +7,7 @@ import math
 from drbench.errors import DrbenchError
 from drbench.record import Run, evidence_sha256
 from drbench.stats import VERSIONS, decide_as, levels
-from drbench.stopping import checkpoints
+from drbench.sequential import checkpoints
 
 
 def problems(run: Run) -> list[str]:
