@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from drbench import config, cost, record, registry, stats, stopping
-from drbench.api import Defense
+from drbench.api import Defense, DrbenchError
 from drbench.data import Images
 from drbench.weights import Weights
 
@@ -34,11 +34,26 @@ def engine(cell: DictConfig, images: Images) -> dict:
         "seed": cell.run.seed,
     }
     if spec.mode != "fixed":
-        about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up)
+        about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up, spec.noise)
+        about |= {"tolerance": spec.tolerance} if spec.tolerance is not None else {}
     if spec.kind == "cascade":
         options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
         about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
-    return about
+    own = {key: spec[key] for key in ("noise", "bound") if spec[key] != getattr(config.Certify, key)}
+    own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != config.Certify.sequence else {}
+    about |= {"options": about.get("options", {}) | own} if own else {}
+    about |= {"select": "label", "n0": 0} if spec.select == "label" else {}
+    about |= {"sampling": _sampling(spec.sampler, images)} if spec.sampler != "float" else {}
+    return about | ({"rounding": spec.rounding} if spec.rounding != "none" else {})
+
+
+def _sampling(sampler: str, images: Images) -> dict:
+    if images.grid is None:
+        raise DrbenchError(
+            f"certify.sampler={sampler} needs images on a grid (pixels k / 255 or k / 16), those of "
+            f"{images.dataset} {images.subset} are not; use certify.sampler=float"
+        )
+    return {"sampler": sampler, "grid": images.grid}
 
 
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:
@@ -68,6 +83,7 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
             "subset": images.subset,
             "images": len(images),
             "sha256": images.sha256,
+            "shape": list(images.shape),
             "ids": list(images.ids),
         },
         "flags": ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else [],
@@ -92,6 +108,16 @@ def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_ro
     made_with = [(s["code"]["sources"], s["environment"]["packages"]) for s in sessions]
     if any(made != made_with[0] for made in made_with) and MIXED not in header["flags"]:
         header["flags"].append(MIXED)
+
+
+def note_flips(header: dict, found: Sequence[dict]) -> None:
+    """Store, and flag, how many votes of a sample differ from those in float32 (`execution.vote_flips`)."""
+    environment = header["sessions"][-1]["environment"]
+    rows, flipped = (sum(each[key] for each in found) for key in ("rows", "flipped"))
+    environment["vote_flips"] = {"rows": rows, "flipped": flipped, "rate": flipped / rows}
+    if not any(flag.startswith("reduced precision") for flag in header["flags"]):
+        text = f"{environment['precision']}, {flipped} of {rows} sampled votes differ from float32"
+        header["flags"].append(f"reduced precision: {text}")
 
 
 def sources(name: str) -> dict[str, str]:
@@ -136,11 +162,13 @@ def _environment(device: torch.device, cell: DictConfig, batch_rows: int) -> dic
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "precision": "float32",
+        "precision": cell.run.precision,
         "tf32": on_gpu and torch.backends.cuda.matmul.allow_tf32,
         "threads": torch.get_num_threads(),
         "batch_rows": batch_rows,
         "channels_last": cell.run.channels_last,
+        "compiled": cell.run.compile,
+        "cuda_graphs": cell.run.cuda_graphs,
     }
 
 

@@ -1,8 +1,8 @@
 """Smoothing distributions and what they certify. numpy and scipy only.
 
 The noise of a coordinate is sigma times a standardised variable, so every radius is sigma times a function of
-q = 1 - p, the upper limit of the probability of all other classes together. Each distribution certifies in a norm of its
-own; radii in other norms follow from how balls lie inside each other.
+q = 1 - p, the upper limit of the probability of all other classes together. Each distribution certifies in a norm of
+its own; radii in other norms follow from how balls lie inside each other.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def certify(
     gaussian.check_images(defense, images.x)
     gaussian.check_draws(n0, n, block)
     rows = find_batch_rows(defense, max(scales), len(images) * (n0 + n)) if batch_rows is None else batch_rows
-    observations = kinds.observe(engine, defense, images.x, images.ids, batch_rows=rows)
+    observations = kinds.observe(engine, defense, images.x, images.ids, images.y.tolist(), batch_rows=rows)
     found: dict[int, dict] = {}  # images may be settled in another order than they were given
     with Progress(f"{type(defense).__name__} sigma {', '.join(map(str, scales))}", len(images), "images") as bar:
         for seen in observations:

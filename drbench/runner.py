@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, config, cost, header, record, registry, stats, weights
+from drbench import build, config, cost, execution, header, record, registry, stats, weights
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
@@ -71,6 +71,10 @@ def _run_cell(
     identity = config.identity(cell, [found.sha256 for found in checkpoints])
     images = build.images(cell)
     stats.check_reach(header.engine(cell, images))
+    if limit and cell.certify.tolerance is not None:
+        raise DrbenchError(
+            "certify.tolerance is about all images of a table: expected no --limit, but a smaller subset"
+        )
     folder = folder or folder_of(cell, out, identity)
     begun = record.read(folder) if os.path.exists(folder / "run.json") else None
     if begun and (begun.header["identity"], begun.header["data"]["sha256"]) != (identity, images.sha256):
@@ -81,6 +85,11 @@ def _run_cell(
         defense, batch_rows = _prepare(cell, images, checkpoints, built, len(todo))
         about = begun.header if begun else header.new(cell, identity, images, defense, checkpoints)
         header.begin_session(about, cell, defense.device, batch_rows)
+        if cell.run.precision != "float32":
+            smoothing = kinds.smoothing(about["engine"])
+            found = [execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
+                     for sigma in config.levels(cell)]  # fmt: skip
+            header.note_flips(about, found)
         _open(folder, cell, about)
         try:
             _observe(cell, folder, images, todo, defense, batch_rows, done, about)
@@ -109,8 +118,12 @@ def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: 
         if cell.run.channels_last:
             defense = defense.to(memory_format=torch.channels_last)
         _require(defense, cell)
+        execution.reduce_precision(defense, cell.run.precision)
         rows, most = cell.run.batch_rows, count * (cell.certify.n0 + cell.certify.n)
-        built[key] = defense, find_batch_rows(defense, cell.certify.sigma, most) if rows == "auto" else rows
+        rows = find_batch_rows(defense, cell.certify.sigma, most) if rows == "auto" else rows
+        if cell.run.compile:
+            execution.compile_networks(defense, cell.run.cuda_graphs)
+        built[key] = defense, rows
     _require(built[key][0], cell)
     return built[key]
 
@@ -149,6 +162,8 @@ def _observe(
         defense,
         images.x[todo],
         [images.ids[i] for i in todo],
+        images.y[todo].tolist(),
+        [row.evidence for row in rows],
         batch_rows=batch_rows,
         backed_off=lambda rows: about["sessions"][-1]["environment"].update(batch_rows=rows),
     )

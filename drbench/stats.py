@@ -300,7 +300,7 @@ def vote_share(
 
 
 def top_class(counts: Mapping[int, int]) -> int:
-    """Class with the most votes; ties go to the lowest class. Draws without a class (`ABSTAIN`) are no votes for one."""
+    """Class with the most votes; ties go to the lowest class. Draws without a class (`ABSTAIN`) vote for none."""
     classes = [c for c in counts if c != ABSTAIN] or [0]
     return min(classes, key=lambda c: (-counts.get(c, 0), c))
 

@@ -39,8 +39,9 @@ class Rule(NamedTuple):
         """Whether some votes at the checkpoint before `point` leave a target open and can become `votes` here."""
         if point == 0:
             return True
-        least, most = max(0, votes - int(self.points[point] - self.points[point - 1])), min(
-            votes, int(self.points[point - 1])
+        least, most = (
+            max(0, votes - int(self.points[point] - self.points[point - 1])),
+            min(votes, int(self.points[point - 1])),
         )
         low = np.maximum(self.refuted[point - 1] + 1, least)
         high = np.minimum(self.reached[point - 1] - 1, most)

@@ -46,6 +46,12 @@ SIGNS = {
         "few targets: draws stopped when other radii than all of this table were settled; at the others accuracies are "
         "lower bounds, and abstention is an upper bound",
     ),
+    "reduced precision": (
+        "≈",
+        r"$^\approx$",
+        "reduced precision: the networks ran in bfloat16 or float16, a classifier of its own; run.json says how often it "
+        "votes otherwise than in float32",
+    ),
     "imported": (
         "⇩",
         r"$^\downarrow$",

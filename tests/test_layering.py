@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "draws": (set(), {"torch", "numpy"}),
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "sequential": (LEAVES, {"scipy"}),
-    "stats": (LEAVES | {"evidence", "sequential"}, {"numpy", "scipy"}),
-    "stopping": ({"sequential", "stats"}, {"numpy", "scipy"}),
+    "noises": (LEAVES, {"scipy"}),
+    "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
+    "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "verify": (LEAVES | {"record", "stats", "stopping"}, set()),
+    "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping"}, set()),
     "registry": (LEAVES, set()),
     "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
@@ -50,6 +51,7 @@ MAY_IMPORT = {
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
+    "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
         {"api", "build", "certifiers", "data", "progress", "stats", "stopping", "weights"},
@@ -60,8 +62,8 @@ MAY_IMPORT = {
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "registry"}
-        | {"stats", "weights"},
+        | {"api", "build", "certifiers", "config", "cost", "data", "execution", "header", "progress", "record"}
+        | {"registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (

@@ -18,7 +18,7 @@ from drbench.api import Defense, Evidence
 from drbench.certifiers.batching import Forward, even, largest_useful, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.certifiers.gaussian import Observation, check_draws, check_images
-from drbench.certifiers.noise import Smoothing
+from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.evidence import Stage
 
 BATCHES_A_ROUND = 4  # per worker, as long as undecided images last: a kill loses their draws, a few dozen batches
@@ -55,7 +55,7 @@ def observe(
     n: int = 100_000,
     seed: int = 0,
     block: int = 100,
-    smoothing: Smoothing = Smoothing(),
+    smoothing: Smoothing = PLAIN,
     labels: Sequence[int] | None = None,
     batch_rows: int = 1000,
     backed_off: Callable[[int], None] = lambda rows: None,
@@ -83,9 +83,7 @@ def observe(
     n0 = n0 if labels is None else 0
     check_draws(n0 or 1, n, block, batch_rows)
     targets = [radius / sigma for radius in radii]
-    rule = stopping.rule(
-        mode, targets, n, alpha, give_up=give_up, block=block, sequence=sequence, noise=smoothing.kind
-    )
+    rule = stopping.rule(mode, targets, n, alpha, give_up=give_up, block=block, sequence=sequence, noise=smoothing.kind)
     points, table = rule.points.tolist(), stopping.Table(rule, tolerance, done, len(x))
     rows = largest_useful(batch_rows, len(x) * (n0 + n), defense.device)
     # A table is stopped as a whole: all its images go on in step.

@@ -15,7 +15,7 @@ from drbench import stats
 from drbench.api import Defense, Draws, Evidence
 from drbench.certifiers.batching import Forward, even, largest_useful
 from drbench.certifiers.gaussian import Observation, check_draws, check_images, observe_stage
-from drbench.certifiers.noise import Smoothing
+from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.evidence import Stage
 
 FULL_BATCHES = 16  # at the first scale, in one pool of images: few enough that a kill loses seconds
@@ -34,7 +34,7 @@ def observe(
     n: int = 100_000,
     seed: int = 0,
     block: int = 100,
-    smoothing: Smoothing = Smoothing(),
+    smoothing: Smoothing = PLAIN,
     batch_rows: int = 1000,
     backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:

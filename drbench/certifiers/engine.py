@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drbench.api import Draws, DrbenchError
 from drbench.certifiers.batching import Forward, workers
-from drbench.certifiers.noise import Smoothing
+from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.draws import Span, block_key
 from drbench.evidence import ABSTAIN
 
@@ -76,7 +76,7 @@ def count_votes(
     *,
     seed: int = 0,
     block: int = 100,
-    smoothing: Smoothing = Smoothing(),
+    smoothing: Smoothing = PLAIN,
 ) -> Iterator[Votes]:
     """Votes of `forward.defense` on images under noise of level `forward.sigma`.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from drbench.api import Defense, DrbenchError, Evidence
 from drbench.certifiers.batching import Forward, largest_useful
 from drbench.certifiers.engine import Request, count_votes
-from drbench.certifiers.noise import Smoothing
+from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.draws import INPUT_NOISE, Span, block_key, words
 from drbench.evidence import Stage
 
@@ -39,7 +39,7 @@ def observe(
     n: int = 100_000,
     seed: int = 0,
     block: int = 100,
-    smoothing: Smoothing = Smoothing(),
+    smoothing: Smoothing = PLAIN,
     labels: Sequence[int] | None = None,
     randomize: bool = False,
     batch_rows: int = 1000,

@@ -2,8 +2,8 @@
 
 Theory adds real numbers; floating-point addition lets the sum tell something of what was added (Voracek and Hein 2023,
 "Sound randomized smoothing in floating-point arithmetic", arXiv 2207.09209). Where images lie on a grid of L levels, as
-8-bit images do, the remedy is to round the noisy image to that grid, and to clip it far out: a step that belongs to the
-classifier, so that the certificate holds for it as it stands, while rounding makes the sum one of integers, which is exact.
+8-bit images do, the remedy is to round the noisy image to that grid, and to clip it far out. That step belongs to the
+classifier, so the certificate holds as it stands; and it turns the sum into one of whole numbers, which is exact.
 
     float   the usual sum
     grid    noise in float32, rounded to the grid: the sum tells nothing, the noise is as good as its float32 numbers
@@ -65,6 +65,9 @@ def _reach(sigma: float) -> int:
     return max(1, int(6 * sigma))
 
 
+PLAIN = Smoothing()
+
+
 # ---- samplers: (rows, D) float32 of variance 1, from stream 0 of each block ------------------------------------------
 
 
@@ -93,7 +96,7 @@ def _halves(spans: Sequence[Span], size: int) -> np.ndarray:
 SAMPLERS = {"gaussian": _gaussian, "uniform": _uniform, "laplace": _laplace}
 
 
-# ---- the sound sampler ------------------------------------------------------------------------------------------------
+# ---- the sound sampler ----------------------------------------------------------------------------------------------
 
 
 def grid_steps(bits: np.ndarray, sigma: float, grid: int) -> tuple[np.ndarray, np.ndarray]:
