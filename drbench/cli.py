@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 EXAMPLES = {
@@ -19,8 +20,10 @@ EXAMPLES = {
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
     "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
-    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
-    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
+    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented\n"
+    "  drbench table RUN --norm linf --radii 0 1/255 2/255 8/255",
+    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve\n"
+    "  drbench plot results/digits/runs --shares --out votes",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
@@ -73,7 +76,11 @@ def parser() -> argparse.ArgumentParser:
         many = "*" if name == "table" else "+"
         made.add_argument("paths", nargs=many, metavar="RUN", help="run folders, or folders above them")
         made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
+        made.add_argument("--norm", choices=("l1", "l2", "linf"), help="norm of the radii (default: that of the noise)")
+        if name == "plot":
+            made.add_argument("--shares", action="store_true", help="distribution of p over the images instead")
         if name == "table":
+            made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
@@ -133,6 +140,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
     return number
+
+
+def _radius(text: str) -> float:
+    return float(Fraction(text))
 
 
 def _stem(text: str) -> Path:
@@ -233,14 +244,14 @@ def _table(args) -> None:
         raise DrbenchError("expected run folders, or --compare A B")
     if args.compare:
         sides = [[record.read(folder) for folder in record.find([path])] for path in args.compare]
-        differences = compare.compare(*sides)
+        differences = compare.compare(*sides, args.radii, args.norm)
         if args.out is None:
             print(compare.render(differences))
         else:
             print(*compare.write(differences, args.out))
         return
     runs = [record.read(folder) for folder in record.find(args.paths)]
-    frame, cascades = summary.frame(runs), halting.frame(runs)
+    frame, cascades = summary.frame(runs, args.radii, args.norm), halting.frame(runs)
     if args.out is None:
         print(tables.render_markdown(frame, cascades))
     else:
@@ -249,10 +260,11 @@ def _table(args) -> None:
 
 
 def _plot(args) -> None:
-    from drbench import plots, record
+    from drbench import plots, record, share_plot
 
-    plots.radius_curves([record.read(folder) for folder in record.find(args.paths)], args.out)
-    print(f"{args.out}.png {args.out}.svg")
+    runs = [record.read(folder) for folder in record.find(args.paths)]
+    written = share_plot.share_curves(runs, args.out) if args.shares else plots.radius_curves(runs, args.out, args.norm)
+    print(*written)
 
 
 def _import(args) -> None:

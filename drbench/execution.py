@@ -41,9 +41,7 @@ def compile_networks(defense: Defense, cuda_graphs: bool = False) -> None:
     and answers are copied.
     """
     if cuda_graphs and defense.device.type != "cuda":
-        raise DrbenchError(
-            f"run.cuda_graphs needs a CUDA device, this run is on {defense.device.type}: leave it out, or set run.device"
-        )
+        raise DrbenchError(f"run.cuda_graphs needs a CUDA device, this run is on {defense.device.type}: leave it out")
     for network in defense.networks().values():
         # Only the forward pass: hooks on the network, which count its calls, stay outside.
         network.forward = torch.compile(network.forward, mode="reduce-overhead" if cuda_graphs else "default")

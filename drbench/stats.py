@@ -200,8 +200,21 @@ def levels(engine: Mapping) -> list[float]:
     return sorted(options["sigmas"], reverse=True) if "sigmas" in options else [engine["sigma"]]
 
 
+def noise(engine: Mapping) -> str:
+    """Smoothing distribution of such a run."""
+    return engine.get("options", {}).get("noise", "gaussian")
+
+
+def norm(engine: Mapping) -> str:
+    """Norm in which such a run certifies."""
+    return noises.NOISES[noise(engine)].norm
+
+
 def reach(engine: Mapping) -> float:
-    """The largest radius that such a run can certify: that of unanimous votes at the first level."""
+    """The largest radius that such a run can certify: that of unanimous votes at the first level.
+
+    With a randomized bound, that of the least fortunate image with unanimous votes.
+    """
     if engine["certifier"] == "imported":
         return engine["reach"]
     n0, n = engine["n0"], engine["n"]

@@ -33,12 +33,15 @@ MAY_IMPORT = {
     "registry": (LEAVES, set()),
     "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
-    "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "quantities": (set(), {"numpy", "scipy"}),
+    "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
-    "tables": (LEAVES | {"summary"}, {"pandas"}),
-    "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "beside": ({"summary"}, {"pandas"}),
+    "tables": (LEAVES | {"beside", "summary"}, {"pandas"}),
+    "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
@@ -69,7 +72,7 @@ MAY_IMPORT = {
     "cli": (
         LEAVES
         | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
-        | {"summary", "tables", "testing", "verify"},
+        | {"share_plot", "summary", "tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip

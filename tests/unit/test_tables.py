@@ -18,10 +18,11 @@ from tests.runs import make_cascade, make_run
 N, ALPHA = 1000, 0.001
 WRONG, ABSTAINS, ALL = 0, 500, N
 ORDER = [
-    "dataset", "subset", "defense", "variant", "certifier", "mode", "protocol", "sigma", "sigmas", "n0", "n", "draws",
-    "alpha", "ceiling", "images", "radius", "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass",
-    "acr", "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights",
-    "partial", "marks", "run",
+    "dataset", "subset", "defense", "variant", "certifier", "mode", "protocol", "preset", "noise", "norm", "sigma",
+    "sigmas", "n0", "n", "draws", "alpha", "ceiling", "images", "radius", "certified_accuracy", "ci_low", "ci_high",
+    "wilson_low", "wilson_high", "certified_accuracy_high_probability", "certified_accuracy_multiclass", "acr",
+    "acr_low", "acr_high", "acr_constant", "acr_easiest", "radius_median", "p_10", "p_25", "p_50", "p_75", "p_90",
+    "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights", "partial", "marks", "run",
 ]  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def test_every_markdown_row_has_as_many_cells_as_its_head(tmp_path):
         counts = None if not line.startswith("|") else counts or cells
         assert counts is None or cells == counts
         seen += counts is not None
-    assert seen == 3 + 4 + 3 + 4  # heads, rules and rows: two methods at sigma 0.5 and in the envelopes
+    assert seen == 3 + 4 + 3 + 4 + 6  # heads, rules, rows: two methods at sigma 0.5, in the envelopes; all beside ACR
 
 
 def test_a_dash_only_beyond_the_ceiling_and_zero_in_the_csv(tmp_path):
