@@ -12,6 +12,8 @@ EXAMPLES = {
     "list": "drbench list defenses\n  drbench list runs results/digits",
     "show": "drbench show benchmarks/digits/denoised-one_shot.yaml\n"
     "  drbench show benchmarks/digits/denoised-pf_ode.yaml defense.args.steps=10",
+    "plan": "drbench plan benchmarks/digits/denoised-one_shot.yaml\n"
+    "  drbench plan benchmarks/digits/full/*.yaml certify.n=100000",
     "train": "drbench train benchmarks/digits/train/denoiser.yaml\n"
     "  drbench train my.yaml train.checkpoint=weights/mine.safetensors train.recipe.steps=500",
     "run": "drbench run benchmarks/digits/denoised-one_shot.yaml\n"
@@ -49,12 +51,13 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=globals()[f"_{name}"])
         return made
 
-    made = verb("list", "list defenses, configs, or runs")
-    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "runs"))
+    made = verb("list", "list defenses, configs, protocols, or runs")
+    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "protocols", "runs"))
     made.add_argument("paths", nargs="*", default=["results"], help="where to look for runs")
     for name, text in (
         ("show", "show the resolved config and the planned work; runs nothing"),
         ("train", "train a defense and write its weights"),
+        ("plan", "what a run or sweep will cost: times two warm batches; writes nothing"),
         ("run", "certify; interrupted, the same command goes on"),
     ):
         made = verb(name, text)
@@ -170,6 +173,8 @@ def _list(args) -> None:
         print(catalogue.defenses())
     if args.what in ("all", "configs"):
         print(catalogue.configs())
+    if args.what in ("all", "protocols"):
+        print(catalogue.presets())
     if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 
@@ -179,6 +184,12 @@ def _show(args) -> None:
 
     for cell in _cells(args.items):
         print(catalogue.plan(cell))
+
+
+def _plan(args) -> None:
+    from drbench import planning
+
+    print(planning.render(planning.measure(_cells(args.items))))
 
 
 def _train(args) -> None:

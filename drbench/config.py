@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from drbench import protocols
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.recipe import Recipe
 
@@ -186,8 +187,16 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
     if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
         raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
-    schema = OmegaConf.structured(Config)
-    return _guarded(path, lambda: OmegaConf.merge(schema, *layers, OmegaConf.from_dotlist(list(overrides))))
+    schema, layers = OmegaConf.structured(Config), [*layers, OmegaConf.from_dotlist(list(overrides))]
+    merged = _guarded(path, lambda: OmegaConf.merge(schema, *layers))
+    if not merged.protocol:
+        return merged
+    # The preset lies right under the layer that names it.
+    at = max(i for i, layer in enumerate(layers) if "protocol" in layer)
+    part, above = protocols.preset(merged.protocol, merged.data.name), layers[at:]
+    part["sweep"] = {key: values for key, values in part["sweep"].items()
+                     if not any(OmegaConf.select(layer, key) is not None for layer in above)}  # fmt: skip
+    return _guarded(path, lambda: OmegaConf.merge(schema, *layers[:at], part, *above))
 
 
 def _read(path: Path) -> DictConfig:

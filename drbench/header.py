@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, cost, record, registry, stats, stopping
+from drbench import config, cost, protocols, record, registry, stats, stopping
 from drbench.api import Defense, DrbenchError
 from drbench.data import Images
 from drbench.weights import Weights
@@ -58,6 +58,7 @@ def _sampling(sampler: str, images: Images) -> dict:
 
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:
     """Header of a run that has not begun: what does not depend on where and when it runs."""
+    plain = OmegaConf.to_container(cell)
     parameters = sum(p.numel() for p in defense.parameters())
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
@@ -66,6 +67,11 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
         "identity": identity,
         "title": cell.title,
         "engine": engine(cell, images),
+        **(
+            {"protocol": {"name": cell.protocol, "differs": protocols.differences(cell.protocol, plain)}}
+            if cell.protocol
+            else {}
+        ),
         "defense": {
             "name": cell.defense.name,
             "variant": cell.defense.variant,

@@ -82,7 +82,7 @@ def _run_cell(
     done = begun.rows if begun else {}
     todo = [i for i in range(len(images))[:limit] if images.ids[i] not in done]
     if todo:
-        defense, batch_rows = _prepare(cell, images, checkpoints, built, len(todo))
+        defense, batch_rows = prepare(cell, images, checkpoints, built, len(todo))
         about = begun.header if begun else header.new(cell, identity, images, defense, checkpoints)
         header.begin_session(about, cell, defense.device, batch_rows)
         if cell.run.precision != "float32":
@@ -108,8 +108,11 @@ def _run_cell(
     return folder
 
 
-def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: int) -> tuple[Defense, int]:
-    """The defense on its device and its batch size, kept for the next cells if they are of the same defense."""
+def prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: int) -> tuple[Defense, int]:
+    """The defense on its device and its batch size, kept in `built` for the next cells of the same defense.
+
+    `count` is the number of images that are to be certified.
+    """
     key = json.dumps([OmegaConf.to_container(part) for part in (cell.defense, cell.run, cell.data)])
     if key not in built:
         built.clear()

@@ -134,6 +134,13 @@ def _fewest(draws: int, share: float, shows: Callable[[int], bool]) -> int:
     return low
 
 
+def simulate(rule: Rule, share: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Votes and draws at which one stream with this true share stops: for forecasts and benchmarks."""
+    votes = np.cumsum(rng.binomial(np.diff(rule.points, prepend=0), share))
+    point = next(point for point in range(len(votes)) if rule.stops(int(votes[point]), point))
+    return int(votes[point]), int(rule.points[point])
+
+
 def plan(
     mode: str,
     sigma: float,

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "record": (LEAVES | {"evidence"}, set()),
     "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping"}, set()),
     "registry": (LEAVES, set()),
-    "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
+    "protocols": (LEAVES, {"yaml"}),
+    "config": (LEAVES | {"protocols", "recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "tables": (LEAVES | {"beside", "summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
-    "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
+    "catalogue": ({"config", "protocols", "record", "registry", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
@@ -61,7 +62,7 @@ MAY_IMPORT = {
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
+    "header": ({"api", "config", "cost", "data", "protocols", "record", "registry", "stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
@@ -69,9 +70,14 @@ MAY_IMPORT = {
         | {"registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
+    "planning": (
+        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "header", "record", "runner", "stats"}
+        | {"stopping", "weights"},
+        {"numpy", "torch", "omegaconf"},
+    ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
+        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "record", "registry", "runner"}
         | {"share_plot", "summary", "tables", "testing", "verify"},
         set(),
     ),
