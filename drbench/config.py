@@ -187,7 +187,8 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
     if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
         raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
-    schema, layers = OmegaConf.structured(Config), [*layers, OmegaConf.from_dotlist(list(overrides))]
+    schema = OmegaConf.structured(Config)
+    layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides))))
     merged = _guarded(path, lambda: OmegaConf.merge(schema, *layers))
     if not merged.protocol:
         return merged

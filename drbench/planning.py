@@ -1,7 +1,7 @@
 """What a sweep will cost, measured before it runs: rows, network evaluations, time, memory, disk.
 
-Two warm batches of real noisy images are timed in the engine. Their votes also tell, roughly, how soon a mode that stops
-early would stop.
+Two warm batches of real noisy images are timed in the engine. Their votes also tell, roughly, how soon a mode that
+stops early would stop.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _measure(cell: DictConfig, built: dict) -> Cost:
 
 
 def _pilot(defense: Defense, images: Images, engine: dict, sigma: float, batch_rows: int) -> tuple[list, float]:
-    """(votes for the leading class, draws) of some images, spread over the subset, and rows per second of the engine."""
+    """(votes for the leading class, draws) of images spread over the subset; and rows per second of the engine."""
     forward = Forward(defense, sigma, batch_rows)
     total = 2 * batch_rows * workers(defense.device)
     chosen = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images), max(1, total // DRAWS_PER_IMAGE)), dtype=int)
@@ -129,7 +129,8 @@ def render(costs: Sequence[Cost]) -> str:
     pilot = min(each.pilot for each in costs)
     notes = (
         "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
-        f"SEQUENTIAL: estimated from the votes of {pilot} or more images in the timed batches; cascades have no such mode.\n"
+        f"SEQUENTIAL: estimated from the votes of {pilot} or more images in the timed batches. Cascades have no such mode "
+        "and are left out of its sum.\n"
         "MEMORY: peak of this process, or reserved on the accelerator."
     )
     text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

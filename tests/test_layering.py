@@ -77,8 +77,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "record", "registry", "runner"}
-        | {"share_plot", "summary", "tables", "testing", "verify"},
+        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "record", "registry"}
+        | {"runner", "share_plot", "summary", "tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip
