@@ -129,8 +129,8 @@ def render(costs: Sequence[Cost]) -> str:
     pilot = min(each.pilot for each in costs)
     notes = (
         "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
-        f"SEQUENTIAL: estimated from the votes of {pilot} or more images in the timed batches. Cascades have no such mode "
-        "and are left out of its sum.\n"
+        f"SEQUENTIAL: estimated from the votes of {pilot} or more images in the timed batches. Cascades have no such "
+        "mode and are left out of its sum.\n"
         "MEMORY: peak of this process, or reserved on the accelerator."
     )
     text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
