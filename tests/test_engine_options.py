@@ -1,4 +1,4 @@
-"""The engine's options from the command line to the table: each records what it did, verifies, resumes and is marked."""
+"""The engine's options from the command line to the table: each records what it did, verifies, and is marked."""
 
 import os
 from pathlib import Path
