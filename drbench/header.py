@@ -16,7 +16,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from drbench import config, cost, protocols, record, registry, stats, stopping
-from drbench.api import Defense, DrbenchError
+from drbench.api import Defense
+from drbench.certifiers.noise import sampling
 from drbench.data import Images
 from drbench.weights import Weights
 
@@ -43,17 +44,8 @@ def engine(cell: DictConfig, images: Images) -> dict:
     own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != config.Certify.sequence else {}
     about |= {"options": about.get("options", {}) | own} if own else {}
     about |= {"select": "label", "n0": 0} if spec.select == "label" else {}
-    about |= {"sampling": _sampling(spec.sampler, images)} if spec.sampler != "float" else {}
+    about |= {"sampling": sampling(spec.sampler, images, spec.noise)} if spec.sampler != "float" else {}
     return about | ({"rounding": spec.rounding} if spec.rounding != "none" else {})
-
-
-def _sampling(sampler: str, images: Images) -> dict:
-    if images.grid is None:
-        raise DrbenchError(
-            f"certify.sampler={sampler} needs images on a grid (pixels k / 255 or k / 16), those of "
-            f"{images.dataset} {images.subset} are not; use certify.sampler=float"
-        )
-    return {"sampler": sampler, "grid": images.grid}
 
 
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import drbench
 from drbench import config, record, runner, summary, tables, verify
 from drbench.cli import main
 from drbench.errors import DrbenchError
@@ -149,3 +150,20 @@ def test_plan_of_a_cascade_has_no_sequential_mode(capsys):
     line = capsys.readouterr().out.splitlines()[1]
     assert "1, 0.5, 0.25" in line and " -  " in line
     assert f"{5 * 1100 * 3:,}" in line and f"{5 * 1100 * 6:,}" in line  # two network calls a row
+
+
+def test_notebook(runs):
+    images = drbench.load_data("digits", subset="first30")
+    defense = drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    for name, words in (("uniform", {"noise": "uniform"}), ("sound", {"sampler": "sound"})):
+        found = drbench.certify(defense, images, 0.5, n=1000, n0=50, **words).set_index("id")
+        stored = {row.id: row.certificate.radius for row in runs[name].rows.values()}
+        assert found.radius.to_dict() == pytest.approx(stored)
+    with pytest.raises(DrbenchError, match="expected noise gaussian, or for one sigma"):
+        drbench.certify(defense, images, [0.25, 0.5], noise="uniform")
+    with pytest.raises(DrbenchError, match="sound for Gaussian noise"):
+        drbench.certify(defense, images, 0.5, noise="laplace", sampler="sound")
+    x = images.x.clone()
+    x[0, 0, 0, 0] = 0.3
+    with pytest.raises(DrbenchError, match="needs images on a grid"):
+        drbench.certify(defense, (x, images.y), 0.5, sampler="grid")

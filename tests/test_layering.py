@@ -58,11 +58,12 @@ MAY_IMPORT = {
     "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
-        {"api", "build", "certifiers", "data", "progress", "stats", "stopping", "weights"},
+        {"api", "build", "certifiers", "data", "noises", "progress", "stats", "stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "config", "cost", "data", "protocols", "record", "registry", "stats", "stopping", "weights"},
+    "header": ({"api", "certifiers", "config", "cost", "data", "protocols", "record", "registry", "stats"}
+               | {"stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES

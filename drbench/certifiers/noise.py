@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from drbench.draws import INPUT_NOISE, Span, normals, words
+from drbench.errors import DrbenchError
 
 BITS = 60  # of a random integer that is compared with the thresholds of the sound sampler
 CERTAINLY_ONE = 9.3  # beyond, the normal distribution function is nearer to 1 than the last bit
@@ -66,6 +67,18 @@ def _reach(sigma: float) -> int:
 
 
 PLAIN = Smoothing()
+
+
+def sampling(sampler: str, images, kind: str = "gaussian") -> dict:
+    """`sampler` and `grid` of a `Smoothing` for these images (with `grid`, `dataset`, `subset`, as `data.Images`)."""
+    if sampler not in ("grid", "sound") or (sampler == "sound" and kind != "gaussian"):
+        raise DrbenchError(f"expected sampler float or grid, or sound for Gaussian noise; got {sampler!r} for {kind}")
+    if images.grid is None:
+        raise DrbenchError(
+            f"sampler {sampler!r} needs images on a grid (pixels k / 255 or k / 16), those of "
+            f"{images.dataset} {images.subset} are not; use sampler 'float'"
+        )
+    return {"sampler": sampler, "grid": images.grid}
 
 
 # ---- samplers: (rows, D) float32 of variance 1, from stream 0 of each block ------------------------------------------
