@@ -10,22 +10,26 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from drbench import noises, stats
 from drbench.evidence import Evidence
 from drbench.sequential import checkpoints, log_e_above, union_level
+
+MARGIN = 2.33  # standard deviations that a forecast must leave: it is exceeded about once in a hundred tables
 
 
 class Rule(NamedTuple):
     """When to stop drawing, as integers; decisions are taken at `points` only, so they depend on the counts alone.
 
     points : (P,) numbers of draws. reached, refuted : (P, T) for each of T targets the fewest votes that reach it, and
-    the most votes that rule it out.
+    the most votes that rule it out. final : (T,) fewest votes of the whole budget that reach it in mode fixed.
     """
 
     points: np.ndarray
     reached: np.ndarray
     refuted: np.ndarray
+    final: np.ndarray
 
     def open_targets(self, votes: int, point: int) -> np.ndarray:
         """(T,) which targets are not settled by these votes at `points[point]`."""
@@ -49,13 +53,17 @@ class Rule(NamedTuple):
 
 
 class Table:
-    """When the images of a table, drawn on in step, are settled as far as a tolerance asks.
+    """When the images of a table, drawn on in step, need no more draws for what a tolerance asks.
+
+    A column of the table of mode fixed may hold images that are still open here. How many is forecast from the votes;
+    the table stops when in every column the forecast, plus `MARGIN` standard deviations, is within the tolerance. As
+    every rule it decides how long to draw, never what is claimed.
 
     Parameters
     ----------
     rule : Rule
     tolerance : float or None
-        Share of the images that may be unsettled, at each target; None: never stops the whole.
+        Share of the images by which a column may still rise; None: never stops the whole.
     done : sequence of Evidence or None
         Of images of an earlier session (None: failed). As far as they were drawn, the table did not stop.
     images : int
@@ -63,21 +71,35 @@ class Table:
     """
 
     def __init__(self, rule: Rule, tolerance: float | None, done: Sequence[Evidence | None], images: int):
-        self.rule, self.allowed, self.earliest = rule, None, 0
-        if tolerance is None:
-            return
-        self.allowed = math.floor(tolerance * (len(done) + images) + 1e-9)
-        self.unsettled = np.zeros(rule.reached.shape[1], int)
-        for (stage,) in (evidence.stages for evidence in done if evidence):
-            point = int(np.searchsorted(rule.points, stage.n))
-            self.earliest = max(self.earliest, point)
-            self.unsettled += rule.open_targets(stage.votes.get(stats.top_class(stage.select), 0), point)
+        self.rule, self.tolerance, self.total, self.earliest = rule, tolerance, len(done) + images, 0
+        stages = [evidence.stages[0] for evidence in done if evidence] if tolerance is not None else []
+        ends = [(stage.votes.get(stats.top_class(stage.select), 0), stage.n) for stage in stages]
+        self.ended = [(votes, int(np.searchsorted(rule.points, draws))) for votes, draws in ends]
+        self.earliest = max((point for _, point in self.ended), default=0)
 
     def enough(self, images: Sequence[tuple[int, int]]) -> bool:
         """Whether to stop now: `images` are the votes and the checkpoint of each that is still drawn on."""
-        if self.allowed is None or not images or max(point for _, point in images) < self.earliest:
+        if self.tolerance is None or not images or max(point for _, point in images) < self.earliest:
             return False
-        return bool((self.unsettled + sum(self.rule.open_targets(*image) for image in images) <= self.allowed).all())
+        return bool(self.rise(images) <= self.tolerance)
+
+    def rise(self, images: Sequence[tuple[int, int]] = ()) -> float:
+        """Share of the images by which the column that rises most may still rise, by the forecast."""
+        votes, points = (np.array(part, int).reshape(-1, 1) for part in zip(*images, *self.ended, strict=True))
+        at = points[:, 0]
+        open_ = (votes < self.rule.reached[at]) & (votes > self.rule.refuted[at])
+        chance = np.where(open_, self._chance(votes, self.rule.points[points]), 0.0)
+        most = np.minimum(chance.sum(0) + MARGIN * np.sqrt((chance * (1 - chance)).sum(0)), open_.sum(0))
+        return float(most.max(initial=0.0) / self.total)
+
+    def _chance(self, votes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """(I, T) normal approximation of P(final votes >= `rule.final`), beta-binomial given `votes` of `draws`."""
+        left, hits, misses = self.rule.points[-1] - draws, votes + 0.5, draws - votes + 0.5
+        share = hits / (draws + 1)
+        spread = np.sqrt(left * share * misses / (draws + 1) * (draws + 1 + left) / (draws + 2))
+        lead = votes + left * share - self.rule.final + 0.5
+        chance = special.ndtr(lead / np.maximum(spread, 1e-9))
+        return np.where(self.rule.final > self.rule.points[-1], 0.0, chance)
 
 
 def rule(
@@ -100,11 +122,12 @@ def rule(
     """
     points = checkpoints(budget, block)
     reached, refuted = (np.empty((len(points), len(radii_over_sigma)), np.int64) for _ in range(2))
+    found = (stats.smallest_votes(budget, alpha, radius, noise) for radius in radii_over_sigma)
+    final = np.array([budget + 1 if needed is None else needed for needed in found], int)
     for target, radius in enumerate(radii_over_sigma):
         if mode == "curtailed":
-            needed = stats.smallest_votes(budget, alpha, radius, noise)
-            needed = budget + 1 if needed is None else needed
-            reached[:, target], refuted[:, target] = needed, np.array(points) - (budget - needed) - 1
+            reached[:, target] = final[target]
+            refuted[:, target] = np.array(points) - (budget - final[target]) - 1
             continue
         if radius > stats.ceiling_radius(budget, alpha, 1.0, noise):  # beyond what any votes can show
             reached[:, target], refuted[:, target] = budget + 1, budget
@@ -114,7 +137,7 @@ def rule(
             reached[point, target] = _fewest(draws, 1 - tail, _shows(draws, 1 - tail, level, points, sequence))
             # Votes that rule out "at least 1 - tail" are misses that rule out "at most tail".
             refuted[point, target] = draws - _fewest(draws, tail, _shows(draws, tail, give_up, points, sequence))
-    return Rule(np.array(points), reached, refuted)
+    return Rule(np.array(points), reached, refuted, final)
 
 
 def _shows(draws: int, share: float, level: float, points: Sequence[int], sequence: str) -> Callable[[int], bool]:

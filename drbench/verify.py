@@ -95,12 +95,12 @@ def _stops(engine: Mapping, rows: Sequence[Row], images: int, stop: Rule) -> Ite
     last = max((point for _, _, point in ends), default=0)
     table = Table(stop, engine.get("tolerance"), [row.evidence for row in rows], images - len(rows))
     for image_id, votes, point in ends:
-        if not stop.stops(votes, point) and (table.allowed is None or point < last):
+        if not stop.stops(votes, point) and (table.tolerance is None or point < last):
             yield f"image {image_id}: stopped after {points[point]} draws with open targets"
         if not stop.may_pass(votes, point):
             yield f"image {image_id}: drawn on after {points[point - 1]} draws, although all targets were settled"
-    if table.allowed is not None and last < len(points) - 1 and (table.unsettled > table.allowed).any():
-        yield f"{table.unsettled.max()} images are open at one target, the tolerance allows {table.allowed}"
+    if table.tolerance is not None and ends and last < len(points) - 1 and table.rise() > table.tolerance + 1e-9:
+        yield f"a column may still rise by {table.rise():.3f} of the images, the tolerance is {table.tolerance:g}"
 
 
 def _close(a: float, b: float) -> bool:

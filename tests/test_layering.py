@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "sequential": (LEAVES, {"scipy"}),
     "noises": (LEAVES, {"scipy"}),
     "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
-    "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy"}),
+    "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
     "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping"}, set()),
     "registry": (LEAVES, set()),

@@ -69,8 +69,8 @@ def observe(
     mode, radii, alpha, give_up, sequence
         See `stopping.rule`; `radii` are target radii, pixel units, in the norm of the noise.
     tolerance : float, optional
-        Stop all images at the first checkpoint at which, for each target, no more than this share of the images of the
-        table is unsettled: no column of it can then move by more.
+        Stop all images at the first checkpoint at which no column of the table, with the whole budget, is forecast to
+        rise by more than this share of its images (`stopping.Table`).
     done : sequence of Evidence or None
         Of the other images of the same table (None: failed), which `tolerance` counts too.
     n : int

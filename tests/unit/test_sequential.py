@@ -163,18 +163,28 @@ def test_a_simulated_stream_stops_where_the_rule_does():
     assert simulate(stop, 1.0, np.random.default_rng(0))[1] == 100
 
 
-def test_a_table_stops_when_few_images_are_open():
+def test_a_table_stops_when_no_column_can_rise_by_more():
     stop = rule("sequential", (0.0, 1.0), 5000, 0.001)
-    open_one, settled = (60, 0), (100, 0)  # 60 of 100 votes: not yet above 1/2; surely below Phi(1)
-    assert stop.open_targets(*open_one).tolist() == [True, False] and not stop.open_targets(*settled).any()
-    assert Table(stop, 0.1, (), 20).enough([open_one] * 2 + [settled] * 18)
-    assert not Table(stop, 0.1, (), 20).enough([open_one] * 3 + [settled] * 17)
+    assert stop.final.tolist() == [stats.smallest_votes(5000, 0.001, r) for r in (0.0, 1.0)]
+    likely, settled = (60, 0), (100, 0)  # 60 of 100 votes: not yet above 1/2, but likely with 5000
+    assert stop.open_targets(*likely).tolist() == [True, False] and not stop.open_targets(*settled).any()
+    assert Table(stop, 0.11, (), 20).enough([likely] * 2 + [settled] * 18)
+    assert not Table(stop, 0.11, (), 20).enough([likely] * 3 + [settled] * 17)
+    assert Table(stop, 0.0, (), 20).enough([settled] * 20)
     assert not Table(stop, None, (), 20).enough([settled] * 20)
     # Images of an earlier session: one is open for good, and the table was drawn on to the second checkpoint.
-    done = [Evidence((Stage(1.0, {1: 5}, 5, {1: 110, 0: 90}, 200),)), None]
-    assert not Table(stop, 0.1, done, 18).enough([open_one] + [settled] * 17)
-    assert Table(stop, 0.1, done, 18).enough([(120, 1)] + [(200, 1)] * 17)
-    assert not Table(stop, 0.1, done, 18).enough([(120, 1)] * 2 + [(200, 1)] * 16)
+    done = [Evidence((Stage(1.0, {1: 5}, 5, {1: 118, 0: 82}, 200),)), None]
+    assert not Table(stop, 0.11, done, 18).enough([likely] + [settled] * 17)
+    assert Table(stop, 0.11, done, 18).enough([(118, 1)] + [(200, 1)] * 17)
+    assert not Table(stop, 0.11, done, 18).enough([(118, 1)] * 2 + [(200, 1)] * 16)
+
+
+@pytest.mark.parametrize(("votes", "draws"), [(60, 100), (50, 100), (420, 500), (500, 600), (2400, 5000)])
+def test_the_forecast_is_near_the_beta_binomial(votes, draws):
+    stop = rule("hybrid", (0.0, 1.0), 5000, 0.001)
+    exact = reference.betabinom.sf(stop.final - votes - 1, 5000 - draws, votes + 0.5, draws - votes + 0.5)
+    chance = Table(stop, 0.1, (), 1)._chance(np.array([[votes]]), np.array([[draws]]))
+    assert chance[0] == pytest.approx(exact, abs=0.02)
 
 
 @pytest.mark.slow
