@@ -79,6 +79,12 @@ class Run:
     precision: str = "float32"  # float32 | bfloat16 | float16: autocast of the networks
     compile: bool = False  # torch.compile of the networks
     cuda_graphs: bool = False  # with compile, on CUDA: replayed as graphs
+    executor: str = "inline"  # inline | processes | ray | slurm: who does the work, see `drbench.executors`
+    workers: Any = "auto"  # of the other executors; auto: one for each accelerator, else one for each core
+    timeout: float | None = None  # seconds without an answer after which a worker is replaced; null: never
+    slurm: dict[str, Any] = field(default_factory=dict)  # parameters of the jobs, as submitit names them
+    fsync: bool = True  # every row is on disk before the next
+    listeners: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | of other packages
 
 
 @dataclass
@@ -112,6 +118,12 @@ NOT_IDENTITY = (
     "run.channels_last",
     "run.compile",
     "run.cuda_graphs",
+    "run.executor",
+    "run.workers",
+    "run.timeout",
+    "run.slurm",
+    "run.fsync",
+    "run.listeners",
 )
 # Keys that are part of the identity only if they are not at their default: runs from before them keep theirs.
 LATER = {
@@ -131,6 +143,7 @@ CHOICES = {
     "certify.sampler": ("float", "grid", "sound"),
     "certify.bound": ("clopper-pearson", "randomized"),
     "certify.rounding": ("none", "significant3", "decimal4"),
+    "run.executor": ("inline", "processes", "ray", "slurm"),
     "run.precision": ("float32", "bfloat16", "float16"),
 }
 
@@ -231,7 +244,7 @@ def _validate(path, config: DictConfig) -> None:
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
-    certify, rows = config.certify, config.run.batch_rows
+    certify, rows, workers = config.certify, config.run.batch_rows, config.run.workers
     problems = [
         (
             OmegaConf.select(config, key) not in known,
@@ -254,6 +267,10 @@ def _validate(path, config: DictConfig) -> None:
         ),
         (config.run.cuda_graphs and not config.run.compile, "run.cuda_graphs needs run.compile"),
         (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
+        (
+            workers != "auto" and not (type(workers) is int and workers > 0),
+            f"run.workers is auto or > 0, got {workers!r}",
+        ),
     ]
     if certify.kind == "cascade":
         scales, sigma, known = list(certify.sigmas or []), certify.sigma, " or ".join(PROTOCOLS)

@@ -35,18 +35,25 @@ def reduce_precision(defense: Defense, precision: str) -> None:
 
 
 def compile_networks(defense: Defense, cuda_graphs: bool = False) -> None:
-    """Compile each of `defense.networks()` in place; with `cuda_graphs`, replay them as graphs.
+    """Compile each of `defense.networks()` in place, unless it is compiled; with `cuda_graphs`, replay them as graphs.
 
     Graphs belong to the thread that recorded them and own the memory of their answers. So one thread makes all calls,
     and answers are copied.
     """
-    if cuda_graphs and defense.device.type != "cuda":
-        raise DrbenchError(f"run.cuda_graphs needs a CUDA device, this run is on {defense.device.type}: leave it out")
-    for network in defense.networks().values():
+    if cuda_graphs:
+        require_cuda(defense)
+    networks = [network for network in defense.networks().values() if "forward" not in vars(network)]
+    for network in networks:
         # Only the forward pass: hooks on the network, which count its calls, stay outside.
         network.forward = torch.compile(network.forward, mode="reduce-overhead" if cuda_graphs else "default")
-    if cuda_graphs:
+    if cuda_graphs and networks:
         defense.logits = _in_one_thread(defense.logits)
+
+
+def require_cuda(defense: Defense) -> None:
+    """Raise `DrbenchError` unless the defense is on a device that can replay graphs."""
+    if defense.device.type != "cuda":
+        raise DrbenchError(f"run.cuda_graphs needs a CUDA device, this run is on {defense.device.type}: leave it out")
 
 
 def _in_one_thread(logits: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from drbench import build, config, cost, header, record, runner, stats, stopping, weights
+from drbench import build, config, cost, execution, header, record, stats, stopping
 from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
-from drbench.certifiers.batching import Forward, workers
+from drbench.certifiers.batching import Forward, find_batch_rows, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.data import Images
 from drbench.evidence import Stage
+from drbench.jobs import prepare
 from drbench.record import Row
 
 DRAWS_PER_IMAGE, MOST_IMAGES, STREAMS = 50, 50, 20  # of the pilot; simulated streams per image of it
@@ -45,14 +46,17 @@ class Cost(NamedTuple):
 
 def measure(cells: Sequence[DictConfig]) -> list[Cost]:
     """Cost of each resolved config, in mode fixed and in mode sequential."""
-    built: dict = {}
-    return [_measure(cell, built) for cell in cells]
+    resident: dict = {}
+    return [_measure(cell, resident) for cell in cells]
 
 
-def _measure(cell: DictConfig, built: dict) -> Cost:
+def _measure(cell: DictConfig, resident: dict) -> Cost:
     images, spec = build.images(cell), cell.certify
-    found = [weights.resolve(name) for name in cell.defense.checkpoint]
-    defense, batch_rows = runner.prepare(cell, images, found, built, len(images))
+    defense, batch_rows = prepare(cell, images, resident), cell.run.batch_rows
+    if batch_rows == "auto":
+        batch_rows = find_batch_rows(defense, spec.sigma, len(images) * (spec.n0 + spec.n))
+    if cell.run.compile:
+        execution.compile_networks(defense, cell.run.cuda_graphs)
     engine, scales = header.engine(cell, images), config.levels(cell)
     pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
     per_image = engine["n0"] + spec.n

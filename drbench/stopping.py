@@ -66,22 +66,25 @@ class Table:
         Share of the images by which a column may still rise; None: never stops the whole.
     done : sequence of Evidence or None
         Of images of an earlier session (None: failed). As far as they were drawn, the table did not stop.
-    images : int
-        Number of the others.
+    total : int
+        Number of all images.
     """
 
-    def __init__(self, rule: Rule, tolerance: float | None, done: Sequence[Evidence | None], images: int):
-        self.rule, self.tolerance, self.total, self.earliest = rule, tolerance, len(done) + images, 0
+    def __init__(self, rule: Rule, tolerance: float | None, done: Sequence[Evidence | None], total: int):
+        self.rule, self.tolerance, self.done, self.total = rule, tolerance, len(done), total
         stages = [evidence.stages[0] for evidence in done if evidence] if tolerance is not None else []
         ends = [(stage.votes.get(stats.top_class(stage.select), 0), stage.n) for stage in stages]
         self.ended = [(votes, int(np.searchsorted(rule.points, draws))) for votes, draws in ends]
         self.earliest = max((point for _, point in self.ended), default=0)
 
-    def enough(self, images: Sequence[tuple[int, int]]) -> bool:
-        """Whether to stop now: `images` are the votes and the checkpoint of each that is still drawn on."""
+    def enough(self, images: Sequence[tuple[int, int]], ended: int = 0) -> bool:
+        """Whether to stop now: `images` are the votes and the checkpoint of each that is still drawn on.
+
+        `ended` others came to their ends before. Never, if these and `done` are not the whole table.
+        """
         if self.tolerance is None or not images or max(point for _, point in images) < self.earliest:
             return False
-        return bool(self.rise(images) <= self.tolerance)
+        return len(images) + ended + self.done == self.total and self.rise(images) <= self.tolerance
 
     def rise(self, images: Sequence[tuple[int, int]] = ()) -> float:
         """Share of the images by which the column that rises most may still rise, by the forecast."""

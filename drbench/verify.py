@@ -93,7 +93,7 @@ def _stops(engine: Mapping, rows: Sequence[Row], images: int, stop: Rule) -> Ite
         if evidence.n in points
     ]
     last = max((point for _, _, point in ends), default=0)
-    table = Table(stop, engine.get("tolerance"), [row.evidence for row in rows], images - len(rows))
+    table = Table(stop, engine.get("tolerance"), [row.evidence for row in rows], images)
     for image_id, votes, point in ends:
         if not stop.stops(votes, point) and (table.tolerance is None or point < last):
             yield f"image {image_id}: stopped after {points[point]} draws with open targets"

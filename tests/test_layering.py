@@ -12,7 +12,8 @@ from tests.runs import make_cascade, make_run
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
-               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL"}  # fmt: skip
+               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
+               "mlflow"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -43,7 +44,13 @@ MAY_IMPORT = {
     "tables": (LEAVES | {"beside", "summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
-    "catalogue": ({"config", "protocols", "record", "registry", "weights"}, {"omegaconf"}),
+    "leases": (set(), set()),
+    "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
+    "compact": (LEAVES | {"record"}, {"pyarrow"}),
+    "catalogue": ({"config", "leases", "protocols", "record", "registry", "weights"}, {"omegaconf"}),
+    "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
+    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
+             | {"stats", "weights"}, {"torch", "omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
@@ -61,25 +68,25 @@ MAY_IMPORT = {
         {"api", "build", "certifiers", "data", "noises", "progress", "stats", "stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
-    "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
+    "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
     "header": ({"api", "certifiers", "config", "cost", "data", "protocols", "record", "registry", "stats"}
                | {"stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "cost", "data", "execution", "header", "progress", "record"}
-        | {"registry", "stats", "weights"},
+        | {"api", "build", "certifiers", "config", "data", "execution", "executors", "header", "jobs", "leases"}
+        | {"listeners", "progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "planning": (
-        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "header", "record", "runner", "stats"}
-        | {"stopping", "weights"},
+        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "execution", "header", "jobs", "record"}
+        | {"stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "record", "registry"}
-        | {"runner", "share_plot", "summary", "tables", "testing", "verify"},
+        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "record"}
+        | {"registry", "runner", "share_plot", "summary", "tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip

@@ -7,7 +7,7 @@ Decisions are taken at predefined numbers of draws only (`drbench.stopping`), so
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -58,6 +58,7 @@ def observe(
     smoothing: Smoothing = PLAIN,
     labels: Sequence[int] | None = None,
     batch_rows: int = 1000,
+    rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:
     """Draw votes for each image until its targets are settled, at most n; images come in the order of their ends.
@@ -72,10 +73,10 @@ def observe(
         Stop all images at the first checkpoint at which no column of the table, with the whole budget, is forecast to
         rise by more than this share of its images (`stopping.Table`).
     done : sequence of Evidence or None
-        Of the other images of the same table (None: failed), which `tolerance` counts too.
+        Of those of the M images that are not among `rows` (None: failed); `tolerance` counts them too.
     n : int
         Budget of estimation draws per image.
-    defense, x, ids, sigma, n0, seed, block, smoothing, labels, batch_rows, backed_off
+    defense, x, ids, sigma, n0, seed, block, smoothing, labels, batch_rows, rows, backed_off
         As in `gaussian.observe`.
     """
     defense.require(sigma)
@@ -85,10 +86,10 @@ def observe(
     targets = [radius / sigma for radius in radii]
     rule = stopping.rule(mode, targets, n, alpha, give_up=give_up, block=block, sequence=sequence, noise=smoothing.kind)
     points, table = rule.points.tolist(), stopping.Table(rule, tolerance, done, len(x))
-    rows = largest_useful(batch_rows, len(x) * (n0 + n), defense.device)
+    most = largest_useful(batch_rows, len(x) * (n0 + n), defense.device)
     # A table is stopped as a whole: all its images go on in step.
-    width = len(x) if tolerance is not None else max(1, BATCHES_A_ROUND * workers(defense.device) * rows // block)
-    waiting, open_ = iter(range(len(x))), dict[int, _Open]()
+    width = len(x) if tolerance is not None else max(1, BATCHES_A_ROUND * workers(defense.device) * most // block)
+    waiting, open_, ended = iter(range(len(x)) if rows is None else rows), dict[int, _Open](), 0
     while True:
         for row in islice(waiting, width - len(open_)):
             open_[row] = _Open(None if labels is None else {int(labels[row]): 0})
@@ -97,7 +98,7 @@ def observe(
         requests = list(_round(open_, ids, points, n0))
         total = sum(request.draws for request in requests)
         # Late rounds hold few draws: their batches are smaller, not padded.
-        forward = Forward(defense, sigma, even(total, largest_useful(rows, total, defense.device)), backed_off)
+        forward = Forward(defense, sigma, even(total, largest_useful(most, total, defense.device)), backed_off)
         asked = forward.rows
         for votes in count_votes(forward, x, requests, seed=seed, block=block, smoothing=smoothing):
             image = open_[votes.request.row]
@@ -107,9 +108,10 @@ def observe(
             else:
                 image.votes.update(votes.counts)
                 image.point += 1
-        rows = forward.rows if forward.rows < asked else rows  # memory ran out
+        most = forward.rows if forward.rows < asked else most  # memory ran out
         failed = {row for row, image in open_.items() if image.nonfinite}
-        enough = table.enough([(image.leading(), image.point) for row, image in open_.items() if row not in failed])
+        drawn_on = [(image.leading(), image.point) for row, image in open_.items() if row not in failed]
+        enough = table.enough(drawn_on, ended + len(failed))
         for row, image in list(open_.items()):
             drawn = points[image.point]
             if row in failed:
@@ -119,6 +121,7 @@ def observe(
             else:
                 continue
             del open_[row]
+            ended += 1
 
 
 def _round(open_: dict[int, _Open], ids: Sequence[int | str], points: list[int], n0: int) -> Iterator[Request]:

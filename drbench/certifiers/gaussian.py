@@ -43,6 +43,7 @@ def observe(
     labels: Sequence[int] | None = None,
     randomize: bool = False,
     batch_rows: int = 1000,
+    rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:
     """Draw the votes of Cohen's CERTIFY for each image, in order.
@@ -67,6 +68,8 @@ def observe(
         Whether the evidence holds a uniform number of each image, for randomized bounds.
     batch_rows : int
         See `batching.Forward`. Does not change the counts.
+    rows : iterable of int, optional
+        Which of the images, read lazily; by default all.
     backed_off : callable
         Told the new number of rows whenever memory ran out.
     """
@@ -77,7 +80,8 @@ def observe(
     check_draws(n0 if labels is None else 1, n, block, batch_rows)
     forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
     streams = {"seed": seed, "block": block, "smoothing": smoothing}
-    for row, stage, error in observe_stage(forward, x, ids, range(len(x)), n0=n0, n=n, labels=labels, **streams):
+    rows = range(len(x)) if rows is None else rows
+    for row, stage, error in observe_stage(forward, x, ids, rows, n0=n0, n=n, labels=labels, **streams):
         uniform = uniform_of(ids[row], sigma, seed) if randomize else None
         yield Observation(row, stage and Evidence((stage,), uniform=uniform), error)
 

@@ -51,7 +51,7 @@ def observe(
     done: Sequence[Evidence | None] = (),
     **run,
 ) -> Iterator[Observation]:
-    """Evidence about images as `engine` describes it; `run` (batch_rows, backed_off) does not change it.
+    """Evidence about images as `engine` describes it; `run` (batch_rows, rows, backed_off) does not change it.
 
     `labels` are looked at only if the engine tests the true class; `done` is the evidence of the other images of the
     table (None: failed).

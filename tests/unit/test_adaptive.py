@@ -12,10 +12,10 @@ RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 SETTINGS = {"sigma": 0.5, "n0": 50, "n": 2000, "block": 100}
 
 
-def stopped(mode, defense=None, rows=512, order=range(30), **changes):
+def stopped(mode, defense=None, rows=512, order=range(30), left=None, **changes):
     x, ids = images(30)[list(order)], list(order)
     settings = SETTINGS | {"radii": RADII, "alpha": 0.001, "batch_rows": rows} | changes
-    seen = adaptive.observe(defense or Linear(), x, ids, mode=mode, **settings)
+    seen = adaptive.observe(defense or Linear(), x, ids, mode=mode, rows=left, **settings)
     return {ids[found.index]: found for found in seen}
 
 
@@ -140,5 +140,5 @@ def test_a_tolerance_does_not_depend_on_batches_order_or_a_kill():
     for kept in (1, 7, 20, 27, 29):  # killed after this many images were written
         first = list(whole)[:kept]
         rest = [image for image in range(30) if image not in first]
-        resumed = again(order=rest, done=[whole[image] for image in first])
+        resumed = again(left=rest, done=[whole[image] for image in first])
         assert resumed == {image: whole[image] for image in rest}

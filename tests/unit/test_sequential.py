@@ -172,11 +172,13 @@ def test_a_table_stops_when_no_column_can_rise_by_more():
     assert not Table(stop, 0.11, (), 20).enough([likely] * 3 + [settled] * 17)
     assert Table(stop, 0.0, (), 20).enough([settled] * 20)
     assert not Table(stop, None, (), 20).enough([settled] * 20)
+    assert not Table(stop, 0.11, (), 20).enough([settled] * 19)  # one image is elsewhere
+    assert Table(stop, 0.11, (), 20).enough([settled] * 12, ended=8)
     # Images of an earlier session: one is open for good, and the table was drawn on to the second checkpoint.
     done = [Evidence((Stage(1.0, {1: 5}, 5, {1: 118, 0: 82}, 200),)), None]
-    assert not Table(stop, 0.11, done, 18).enough([likely] + [settled] * 17)
-    assert Table(stop, 0.11, done, 18).enough([(118, 1)] + [(200, 1)] * 17)
-    assert not Table(stop, 0.11, done, 18).enough([(118, 1)] * 2 + [(200, 1)] * 16)
+    assert not Table(stop, 0.11, done, 20).enough([likely] + [settled] * 17)
+    assert Table(stop, 0.11, done, 20).enough([(118, 1)] + [(200, 1)] * 17)
+    assert not Table(stop, 0.11, done, 20).enough([(118, 1)] * 2 + [(200, 1)] * 16)
 
 
 @pytest.mark.parametrize(("votes", "draws"), [(60, 100), (50, 100), (420, 500), (500, 600), (2400, 5000)])
