@@ -41,7 +41,7 @@ class Smoothing(NamedTuple):
         """Noisy copies of the images `clean`, (rows, D) float32, and (rows,) which of them are not certain.
 
         A row is not certain if random bits and a threshold lie so near to each other that their order is not known,
-        which happens once in 2^48 numbers or less; it must count as a vote against every class. None: all are.
+        which happens once in some 10^14 numbers; it must count as a vote against every class. None: all are.
         """
         if self.sampler == "sound":
             steps, uncertain = grid_steps(words(spans, INPUT_NOISE, clean.shape[1]), sigma, self.grid)
