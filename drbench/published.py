@@ -1,7 +1,7 @@
 """What papers printed, and what our runs measured beside it. No torch.
 
 The numbers lie in benchmarks/published/*.csv with paper, table and provenance; _papers.yaml says which of our rows
-stand for which of theirs. A number without provenance is refused; one that could not be verified is absent, not guessed.
+stand for which of theirs. A number without provenance is refused; one that could not be verified is absent.
 """
 
 from __future__ import annotations
