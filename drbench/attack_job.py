@@ -31,6 +31,8 @@ __all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "reru
 def check(cell: DictConfig) -> None:
     """Mistakes in a config that can be found before anything is built."""
     plan(cell, deterministic=False) if cell.attack.attacks else None
+    if cell.run.precision != "float32":
+        raise DrbenchError(f"attacks are judged in float32, got run.precision={cell.run.precision}")
     if not cell.attack.cascade:
         Decision(cell.attack.decision, cell.attack.decision_draws)
 

@@ -10,14 +10,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, leases, record, registry, robustness, weights
-from drbench.attacks import presets
+from drbench import config, leases, protocols, record, registry, robustness, weights
+from drbench.attacks import presets as suites
 
 
 def defenses() -> str:
     """Names of defenses with the first line of their module's documentation."""
     rows = [(name, _first_line(target.partition(":")[0])) for name, target in sorted(registry.available().items())]
     return _columns([("DEFENSE", ""), *rows])
+
+
+def presets() -> str:
+    """Protocols of published evaluations, for `protocol: NAME` in a config."""
+    return _columns([("PROTOCOL", "DATA", "N0", "N", "ALPHA", "SOURCE"), *protocols.table()])
 
 
 def _first_line(module: str) -> str:
@@ -83,7 +88,7 @@ def plan(cell: DictConfig) -> str:
     if cell.task == "attack" and cell.attack.attacks is None:
         for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:
             if deterministic or cell.attack.preset != "autoattack":
-                members = presets.preset(
+                members = suites.preset(
                     cell.attack.preset, cell.attack.norm, deterministic, len(cell.attack.cascade or [])
                 )
                 kind = "deterministic" if deterministic else "randomised"

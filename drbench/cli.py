@@ -6,12 +6,15 @@ import argparse
 import os
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 EXAMPLES = {
     "list": "drbench list defenses\n  drbench list runs results/digits",
     "show": "drbench show benchmarks/digits/denoised-one_shot.yaml\n"
     "  drbench show benchmarks/digits/denoised-pf_ode.yaml defense.args.steps=10",
+    "plan": "drbench plan benchmarks/digits/denoised-one_shot.yaml\n"
+    "  drbench plan benchmarks/digits/full/*.yaml certify.n=100000",
     "train": "drbench train benchmarks/digits/train/denoiser.yaml\n"
     "  drbench train my.yaml train.checkpoint=weights/mine.safetensors train.recipe.steps=500",
     "run": "drbench run benchmarks/digits/attack/rcm.yaml attack.preset=smoke\n"
@@ -21,8 +24,10 @@ EXAMPLES = {
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
     "verify": "drbench verify results\n  drbench verify results/digits/full/attacks --rerun",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
-    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
-    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
+    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented\n"
+    "  drbench table RUN --norm linf --radii 0 1/255 2/255 8/255",
+    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve\n"
+    "  drbench plot results/digits/runs --shares --out votes",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
@@ -49,12 +54,13 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=globals()[f"_{name}"])
         return made
 
-    made = verb("list", "list defenses, configs, or runs")
-    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "runs"))
+    made = verb("list", "list defenses, configs, protocols, or runs")
+    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "protocols", "runs"))
     made.add_argument("paths", nargs="*", default=["results"], help="where to look for runs")
     for name, text in (
         ("show", "show the resolved config and the planned work; runs nothing"),
         ("train", "train a defense and write its weights"),
+        ("plan", "what a run or sweep will cost: times two warm batches; writes nothing"),
         ("run", "certify or attack; interrupted, the same command goes on"),
     ):
         made = verb(name, text)
@@ -87,7 +93,12 @@ def parser() -> argparse.ArgumentParser:
         many = "*" if name == "table" else "+"
         made.add_argument("paths", nargs=many, metavar="RUN", help="run folders, or folders above them")
         made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
+        made.add_argument("--norm", choices=("l1", "l2", "linf"), help="norm of the radii (default: that of the noise)")
+        if name == "plot":
+            made.add_argument("--shares", action="store_true", help="distribution of p over the images instead")
         if name == "table":
+            made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
+            made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
@@ -163,6 +174,10 @@ def _positive(text: str) -> int:
     return number
 
 
+def _radius(text: str) -> float:
+    return float(Fraction(text))
+
+
 def _shard(text: str) -> tuple[int, int]:
     first, _, count = text.partition("/")
     if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
@@ -194,6 +209,8 @@ def _list(args) -> None:
         print(catalogue.defenses())
     if args.what in ("all", "configs"):
         print(catalogue.configs())
+    if args.what in ("all", "protocols"):
+        print(catalogue.presets())
     if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 
@@ -203,6 +220,12 @@ def _show(args) -> None:
 
     for cell in _cells(args.items):
         print(catalogue.plan(cell))
+
+
+def _plan(args) -> None:
+    from drbench import planning
+
+    print(planning.render(planning.measure(_cells(args.items))))
 
 
 def _train(args) -> None:
@@ -282,11 +305,14 @@ def _table(args) -> None:
     from drbench import compare, halting, record, robust_tables, summary, tables
     from drbench.errors import DrbenchError
 
+    if args.paper:
+        _table_of_paper(args)
+        return
     if bool(args.paths) == bool(args.compare):
         raise DrbenchError("expected run folders, or --compare A B")
     if args.compare:
         sides = [[record.read(folder) for folder in record.find([path])] for path in args.compare]
-        differences = compare.compare(*sides)
+        differences = compare.compare(*sides, args.radii, args.norm)
         if args.out is None:
             print(compare.render(differences))
         else:
@@ -297,7 +323,7 @@ def _table(args) -> None:
         attacked = robust_tables.frame(runs)
         print(*(robust_tables.write(attacked, args.out) if args.out else [robust_tables.render_markdown(attacked)]))
         return
-    frame, cascades = summary.frame(runs), halting.frame(runs)
+    frame, cascades = summary.frame(runs, args.radii, args.norm), halting.frame(runs)
     if args.out is None:
         print(tables.render_markdown(frame, cascades))
     else:
@@ -305,12 +331,32 @@ def _table(args) -> None:
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")
 
 
+def _table_of_paper(args) -> None:
+    from drbench import published, record, weights
+
+    folder = weights.home() / "benchmarks" / "published"
+    if args.paper == "list":
+        print("\n".join(published.papers(folder)))
+        return
+    runs = [record.read(found) for found in record.find(args.paths)] if args.paths else []
+    frame = published.beside(folder, args.paper, runs)
+    if args.out is None:
+        print(published.render(frame), end="")
+    else:
+        print(*published.write(frame, args.out))
+
+
 def _plot(args) -> None:
-    from drbench import plots, robust_plots
+    from drbench import plots, robust_plots, share_plot
 
     runs, task = _runs_of_one_task(args.paths)
-    (robust_plots.robust_curves if task == "attack" else plots.radius_curves)(runs, args.out)
-    print(f"{args.out}.png {args.out}.svg")
+    if task == "attack":
+        written = robust_plots.robust_curves(runs, args.out)
+    else:
+        written = (
+            share_plot.share_curves(runs, args.out) if args.shares else plots.radius_curves(runs, args.out, args.norm)
+        )
+    print(*written)
 
 
 def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:

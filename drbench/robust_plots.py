@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from drbench import robust_tables
-from drbench.plots import COLOURS, STYLE, save
+from drbench.plots import COLOURS, save
 from drbench.record import Run
 
 PANEL, LINE = ["dataset", "subset", "norm"], ["defense", "variant", "sigma", "preset"]
@@ -23,8 +22,7 @@ KINDS = (("average", "-", 1.8), ("worst", ":", 1.2))  # kind, marker line, width
 def robust_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     """`<stem>.png` and `<stem>.svg`: average robust accuracy with its interval, and worst-of-M dotted, from eps = 0."""
     table = robust_tables.frame(runs)
-    with matplotlib.rc_context(STYLE):
-        return save(_draw(table), stem)
+    return save(lambda: _draw(table), stem)
 
 
 def _draw(table: DataFrame) -> Figure:

@@ -20,6 +20,7 @@ from drbench import (
     audit_job,
     build,
     config,
+    execution,
     executors,
     header,
     leases,
@@ -30,6 +31,7 @@ from drbench import (
     weights,
 )
 from drbench.api import DrbenchError
+from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
 from drbench.executors.units import Units
@@ -187,6 +189,8 @@ def _run_cell(
     done = begun.rows if begun else {}
     if options.retry_errors:
         done = {image_id: row for image_id, row in done.items() if not row.error}
+    if cell.certify.tolerance is not None:
+        _require_whole_table(cell, options)
     shard, shards = options.shard
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
     if todo or audit_job.due(cell, begun):
@@ -194,7 +198,7 @@ def _run_cell(
         if cell.task == "attack":
             _attack(cell, folder, images, todo, defense, checkpoints, done)
         else:
-            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options)
+            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, done, options)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
         _close(folder)  # killed between its last row and its last header
         attack_job.finish(folder)
@@ -218,12 +222,15 @@ def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
     attack_job.finish(folder)
 
 
-def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options) -> None:
+def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, done, options) -> None:
     executor = crew.executor(cell)
     rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
-    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers)
+    flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
+    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers, flips)
     try:
-        job = Certification(OmegaConf.to_container(cell), rows, len(todo))
+        again = {images.ids[unit] for unit in todo}
+        others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
+        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
         rows = _observe(cell, folder, images, todo, job, executor, begun, options)
         if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
             crew.batch_rows = {next(iter(crew.resident)): rows}
@@ -231,7 +238,7 @@ def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, opti
         _close(folder, session, rows)
 
 
-def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int) -> tuple[str, dict]:
+def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int, flips=(None,)) -> tuple[str, dict]:
     """Name of a new session of the run, and its header, written."""
     _open(folder, cell)
     with record.locked(folder):
@@ -241,8 +248,25 @@ def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int) 
             identity = config.identity(cell, [found.sha256 for found in checkpoints])
             about = header.new(cell, identity, images, defense, checkpoints)
         session = header.begin_session(about, cell, defense.device, rows, workers)
+        header.note_flips(about, flips)
         record.write_header(folder, about)
     return session, about
+
+
+def _require_whole_table(cell: DictConfig, options: Options) -> None:
+    if options.limit or options.shard != (1, 1) or cell.run.executor != "inline":
+        raise DrbenchError(
+            "certify.tolerance is about all images of a table at once: expected no --limit (but a smaller subset), no "
+            "--shard, and run.executor=inline"
+        )
+
+
+def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_rows: int) -> dict | None:
+    """How reduced precision changes votes at a noise level; None in full precision."""
+    if cell.run.precision == "float32":
+        return None
+    smoothing = kinds.smoothing(header.engine(cell, images))
+    return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
 
 
 def _workers(cell: DictConfig) -> int:

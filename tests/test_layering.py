@@ -27,31 +27,38 @@ MAY_IMPORT = {
     "norms": (LEAVES, {"numpy"}),
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "sequential": (LEAVES, {"scipy"}),
-    "stats": (LEAVES | {"evidence", "sequential"}, {"numpy", "scipy"}),
-    "stopping": ({"sequential", "stats"}, {"numpy", "scipy"}),
+    "noises": (LEAVES, {"scipy"}),
+    "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
+    "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
     "robustness": (LEAVES | {"evidence", "stats"}, {"numpy"}),
     "examples": (LEAVES | {"norms", "record"}, {"numpy"}),
-    "verify": (LEAVES | {"record", "stats", "stopping", "verify_attack"}, set()),
+    "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping", "verify_attack"}, set()),
     "verify_attack": (LEAVES | {"examples", "norms", "record", "robustness"}, {"numpy"}),
     "registry": (LEAVES, set()),
-    "config": (LEAVES | {"attacks", "norms", "recipe"}, {"omegaconf", "yaml"}),
+    "protocols": (LEAVES, {"yaml"}),
+    "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
-    "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "quantities": (set(), {"numpy", "scipy"}),
+    "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
-    "tables": (LEAVES | {"summary"}, {"pandas"}),
-    "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "beside": ({"summary"}, {"pandas"}),
+    "tables": (LEAVES | {"beside", "summary"}, {"pandas"}),
+    "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "summary", "tables"}, {"pandas"}),
     "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
-    "catalogue": ({"attacks", "config", "leases", "record", "registry", "robustness", "weights"}, {"omegaconf"}),
     "leases": (set(), set()),
+    "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
+    "catalogue": ({"attacks", "config", "leases", "protocols", "record", "registry", "robustness", "weights"},
+                  {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
-    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "executors", "header", "record", "stats"}
-             | {"weights"}, {"torch", "omegaconf"}),
+    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
+             | {"stats", "weights"}, {"torch", "omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
@@ -65,10 +72,11 @@ MAY_IMPORT = {
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
+    "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
-        {"api", "attacks", "build", "certifiers", "data", "norms", "progress", "robustness", "stats", "stopping"}
-        | {"weights"},
+        {"api", "attacks", "build", "certifiers", "data", "noises", "norms", "progress", "robustness", "stats"}
+        | {"stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
@@ -78,20 +86,25 @@ MAY_IMPORT = {
         | {"robustness", "weights"},
         {"torch", "numpy", "omegaconf"},
     ),
-    "header": ({"api", "attack_job", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
+    "header": ({"api", "attack_job", "certifiers", "config", "cost", "data", "protocols", "record", "registry"}
+               | {"stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "executors", "header", "jobs"}
-        | {"leases", "listeners", "norms"}
-        | {"progress", "record", "registry", "stats", "weights"},
+        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "execution", "executors"}
+        | {"header", "jobs", "leases", "listeners", "norms", "progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
+    ),
+    "planning": (
+        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "execution", "header", "jobs", "record"}
+        | {"stats", "stopping"},
+        {"numpy", "torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
-        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "plots", "record"}
-        | {"registry", "robust_plots", "robust_tables", "runner"}
-        | {"summary", "tables", "testing", "verify"},
+        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "planning", "plots"}
+        | {"published", "record", "registry", "robust_plots", "robust_tables", "runner", "share_plot", "summary"}
+        | {"tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip
@@ -171,7 +184,8 @@ def test_unsafe_loading_is_nowhere():
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
-     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"]],
+     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
+     ["table", "{run}", "--paper", "rcm-cifar10"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):
