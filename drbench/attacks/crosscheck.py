@@ -78,8 +78,9 @@ class Counted(nn.Module):
         self.forwards += len(x)
         return self.problem.view.rows(watched, [Span(block_key(0, "", 0.0, "crosscheck", 0), 0, len(x))])
 
-    def _backward(self, gradient: Tensor) -> None:
+    def _backward(self, gradient: Tensor) -> Tensor:
         self.backwards += len(gradient)
+        return gradient.contiguous()  # the library takes views of it
 
     def charge(self) -> None:
         """Add the counts to the problem's, in equal shares: the library does not say whose row it was."""
