@@ -109,7 +109,7 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None, norm: str) -> D
         acr_a=reach[0].mean(), acr_b=reach[1].mean(),
         acr_difference=(reach[0] - reach[1]).mean(), acr_low=acr_low, acr_high=acr_high,
         ceiling_a=heads[0].ceiling, ceiling_b=heads[1].ceiling,
-        same_noise=drawn and all(engines[0][key] == engines[1][key] for key in ("sigma", "seed", "block")),
+        same_noise=drawn and heads[0].noise == heads[1].noise and all(engines[0][key] == engines[1][key] for key in ("sigma", "seed", "block")),
         differs="; ".join(differs),
         norm=norm,
         marks="; ".join(f"{side}: {head.marks}" for side, head in zip("AB", heads, strict=True) if head.marks),

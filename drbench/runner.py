@@ -166,7 +166,8 @@ def _run_cell(
         try:
             again = {images.ids[unit] for unit in todo}
             others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
-            job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
+            whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
+            job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
             rows = _observe(cell, folder, images, todo, job, executor, begun, options)
         finally:
             _close(folder, session, rows)
