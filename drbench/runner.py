@@ -169,6 +169,8 @@ def _run_cell(
             whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
             job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
             rows = _observe(cell, folder, images, todo, job, executor, begun, options)
+            if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
+                crew.batch_rows = {next(iter(crew.resident)): rows}
         finally:
             _close(folder, session, rows)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
@@ -201,6 +203,8 @@ def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_r
 def _workers(cell: DictConfig) -> int:
     if cell.run.workers != "auto":
         return cell.run.workers
+    if cell.run.executor == "ray":
+        return 0  # as many as the cluster has room for
     if build.device(cell.run.device).type == "cuda":
         return torch.cuda.device_count() if cell.run.device == "auto" else 1
     return cell.run.threads or THREADS
