@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--shares", action="store_true", help="distribution of p over the images instead")
         if name == "table":
             made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
+            made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
@@ -283,6 +284,9 @@ def _table(args) -> None:
     from drbench import compare, halting, record, summary, tables
     from drbench.errors import DrbenchError
 
+    if args.paper:
+        _table_of_paper(args)
+        return
     if bool(args.paths) == bool(args.compare):
         raise DrbenchError("expected run folders, or --compare A B")
     if args.compare:
@@ -300,6 +304,21 @@ def _table(args) -> None:
     else:
         tables.write(frame, args.out, cascades)
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")
+
+
+def _table_of_paper(args) -> None:
+    from drbench import published, record, weights
+
+    folder = weights.home() / "benchmarks" / "published"
+    if args.paper == "list":
+        print("\n".join(published.papers(folder)))
+        return
+    runs = [record.read(found) for found in record.find(args.paths)] if args.paths else []
+    frame = published.beside(folder, args.paper, runs)
+    if args.out is None:
+        print(published.render(frame), end="")
+    else:
+        print(*published.write(frame, args.out))
 
 
 def _plot(args) -> None:

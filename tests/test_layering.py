@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "leases": (set(), set()),
+    "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
     "catalogue": ({"config", "leases", "protocols", "record", "registry", "weights"}, {"omegaconf"}),
@@ -85,8 +86,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "record"}
-        | {"registry", "runner", "share_plot", "summary", "tables", "testing", "verify"},
+        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "planning", "plots", "published"}
+        | {"record", "registry", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip
@@ -166,7 +167,8 @@ def test_unsafe_loading_is_nowhere():
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
-     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"]],
+     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
+     ["table", "{run}", "--paper", "rcm-cifar10"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):
