@@ -246,7 +246,8 @@ def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, opti
     try:
         again = {images.ids[unit] for unit in todo}
         others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
-        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
+        whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
+        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
         rows = _observe(cell, folder, images, todo, job, executor, begun, options)
         if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
             crew.batch_rows = {next(iter(crew.resident)): rows}
