@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from drbench import config, leases, protocols, record, registry, robustness, weights
-from drbench.attacks import presets as suites
+from drbench.attacks import presets
 
 
 def defenses() -> str:
@@ -20,7 +20,7 @@ def defenses() -> str:
     return _columns([("DEFENSE", ""), *rows])
 
 
-def presets() -> str:
+def published_protocols() -> str:
     """Protocols of published evaluations, for `protocol: NAME` in a config."""
     return _columns([("PROTOCOL", "DATA", "N0", "N", "ALPHA", "SOURCE"), *protocols.table()])
 
@@ -88,7 +88,7 @@ def plan(cell: DictConfig) -> str:
     if cell.task == "attack" and cell.attack.attacks is None:
         for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:
             if deterministic or cell.attack.preset != "autoattack":
-                members = suites.preset(
+                members = presets.preset(
                     cell.attack.preset, cell.attack.norm, deterministic, len(cell.attack.cascade or [])
                 )
                 kind = "deterministic" if deterministic else "randomised"

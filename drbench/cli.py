@@ -210,7 +210,7 @@ def _list(args) -> None:
     if args.what in ("all", "configs"):
         print(catalogue.configs())
     if args.what in ("all", "protocols"):
-        print(catalogue.presets())
+        print(catalogue.published_protocols())
     if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 
@@ -352,10 +352,10 @@ def _plot(args) -> None:
     runs, task = _runs_of_one_task(args.paths)
     if task == "attack":
         written = robust_plots.robust_curves(runs, args.out)
+    elif args.shares:
+        written = share_plot.share_curves(runs, args.out)
     else:
-        written = (
-            share_plot.share_curves(runs, args.out) if args.shares else plots.radius_curves(runs, args.out, args.norm)
-        )
+        written = plots.radius_curves(runs, args.out, args.norm)
     print(*written)
 
 

@@ -137,9 +137,9 @@ NOT_IDENTITY = (
     "run.batch_rows",
     "run.threads",
     "run.channels_last",
-    "attack.audit",
     "run.compile",
     "run.cuda_graphs",
+    "attack.audit",
     "run.executor",
     "run.workers",
     "run.timeout",
@@ -334,6 +334,19 @@ def _validate(path, config: DictConfig) -> None:
             raise DrbenchError(f"{path}: expected: {expected}")
 
 
+def _needs(certify: DictConfig) -> list[tuple[str, bool, str]]:
+    """Keys that only mean something, or are only sound, beside others: key, whether these are so, which they are."""
+    single, early = certify.kind == "gaussian", certify.mode != "fixed"
+    return [
+        ("select", single, "kind: gaussian"),
+        ("noise", single, "kind: gaussian"),
+        ("bound", single and not early and certify.noise == "gaussian", "kind, noise: gaussian and mode: fixed"),
+        ("sequence", certify.mode in ("sequential", "hybrid"), "mode: sequential or hybrid"),
+        ("tolerance", early, "mode: curtailed, sequential or hybrid"),
+        ("sampler", certify.sampler != "sound" or certify.noise == "gaussian", "noise: gaussian"),
+    ]
+
+
 def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
     norms.check(attack.norm, norms.number(attack.eps))
     listed = attack.attacks
@@ -353,16 +366,3 @@ def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
         (attack.worst_of > attack.evaluations,
          f"attack.worst_of is at most attack.evaluations, got {attack.worst_of} of {attack.evaluations}"),
     ]  # fmt: skip
-
-
-def _needs(certify: DictConfig) -> list[tuple[str, bool, str]]:
-    """Keys that only mean something, or are only sound, beside others: key, whether these are so, which they are."""
-    single, early = certify.kind == "gaussian", certify.mode != "fixed"
-    return [
-        ("select", single, "kind: gaussian"),
-        ("noise", single, "kind: gaussian"),
-        ("bound", single and not early and certify.noise == "gaussian", "kind, noise: gaussian and mode: fixed"),
-        ("sequence", certify.mode in ("sequential", "hybrid"), "mode: sequential or hybrid"),
-        ("tolerance", early, "mode: curtailed, sequential or hybrid"),
-        ("sampler", certify.sampler != "sound" or certify.noise == "gaussian", "noise: gaussian"),
-    ]

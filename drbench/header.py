@@ -116,7 +116,7 @@ def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_ro
 
 def note_flips(header: dict, found: Sequence[dict | None]) -> None:
     """Store, and flag, how many votes of a sample differ from those in float32 (`execution.vote_flips`)."""
-    if None in found:  # it is float32
+    if not found or None in found:  # an attack, or float32
         return
     environment = header["sessions"][-1]["environment"]
     rows, flipped = (sum(each[key] for each in found) for key in ("rows", "flipped"))

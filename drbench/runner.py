@@ -198,7 +198,7 @@ def _run_cell(
         if cell.task == "attack":
             _attack(cell, folder, images, todo, defense, checkpoints, done)
         else:
-            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, done, options)
+            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options, done)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
         _close(folder)  # killed between its last row and its last header
         attack_job.finish(folder)
@@ -209,48 +209,6 @@ def _run_cell(
         )
     print(folder, flush=True)
     return folder
-
-
-def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
-    """In this process, whatever the executor: an attack keeps all cores busy by itself."""
-    rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
-    session, about = _begin(cell, folder, images, defense, checkpoints, rows, 1)
-    try:
-        attack_job.observe(cell, folder, images, todo, defense, rows, done, about)
-    finally:
-        _close(folder, session, **{key: about[key] for key in ("notes", "audit", "flags") if key in about})
-    attack_job.finish(folder)
-
-
-def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, done, options) -> None:
-    executor = crew.executor(cell)
-    rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
-    flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
-    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers, flips)
-    try:
-        again = {images.ids[unit] for unit in todo}
-        others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
-        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
-        rows = _observe(cell, folder, images, todo, job, executor, begun, options)
-        if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
-            crew.batch_rows = {next(iter(crew.resident)): rows}
-    finally:
-        _close(folder, session, rows)
-
-
-def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int, flips=(None,)) -> tuple[str, dict]:
-    """Name of a new session of the run, and its header, written."""
-    _open(folder, cell)
-    with record.locked(folder):
-        if os.path.exists(folder / "run.json"):
-            about = record.read_header(folder)
-        else:
-            identity = config.identity(cell, [found.sha256 for found in checkpoints])
-            about = header.new(cell, identity, images, defense, checkpoints)
-        session = header.begin_session(about, cell, defense.device, rows, workers)
-        header.note_flips(about, flips)
-        record.write_header(folder, about)
-    return session, about
 
 
 def _require_whole_table(cell: DictConfig, options: Options) -> None:
@@ -267,6 +225,49 @@ def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_r
         return None
     smoothing = kinds.smoothing(header.engine(cell, images))
     return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
+
+
+def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
+    """In this process, whatever the executor: an attack keeps all cores busy by itself."""
+    rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
+    session, about = _begin(cell, folder, images, defense, checkpoints, rows, 1)
+    try:
+        attack_job.observe(cell, folder, images, todo, defense, rows, done, about)
+    finally:
+        _close(folder, session, **{key: about[key] for key in ("notes", "audit", "flags") if key in about})
+    attack_job.finish(folder)
+
+
+def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options, done) -> None:
+    executor = crew.executor(cell)
+    rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
+    flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
+    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers, flips)
+    try:
+        again = {images.ids[unit] for unit in todo}
+        others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
+        whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
+        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
+        rows = _observe(cell, folder, images, todo, job, executor, begun, options)
+        if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
+            crew.batch_rows = {next(iter(crew.resident)): rows}
+    finally:
+        _close(folder, session, rows)
+
+
+def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int, flips=()) -> tuple[str, dict]:
+    """Name of a new session of the run, and its header, written."""
+    _open(folder, cell)
+    with record.locked(folder):
+        if os.path.exists(folder / "run.json"):
+            about = record.read_header(folder)
+        else:
+            identity = config.identity(cell, [found.sha256 for found in checkpoints])
+            about = header.new(cell, identity, images, defense, checkpoints)
+        session = header.begin_session(about, cell, defense.device, rows, workers)
+        header.note_flips(about, flips)
+        record.write_header(folder, about)
+    return session, about
 
 
 def _workers(cell: DictConfig) -> int:

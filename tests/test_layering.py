@@ -31,10 +31,10 @@ MAY_IMPORT = {
     "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
     "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "robustness": (LEAVES | {"evidence", "stats"}, {"numpy"}),
-    "examples": (LEAVES | {"norms", "record"}, {"numpy"}),
     "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping", "verify_attack"}, set()),
     "verify_attack": (LEAVES | {"examples", "norms", "record", "robustness"}, {"numpy"}),
+    "robustness": (LEAVES | {"evidence", "stats"}, {"numpy"}),
+    "examples": (LEAVES | {"norms", "record"}, {"numpy"}),
     "registry": (LEAVES, set()),
     "protocols": (LEAVES, {"yaml"}),
     "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
@@ -92,7 +92,8 @@ MAY_IMPORT = {
     "runner": (
         LEAVES
         | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "execution", "executors"}
-        | {"header", "jobs", "leases", "listeners", "norms", "progress", "record", "registry", "stats", "weights"},
+        | {"header", "jobs", "leases", "listeners", "norms"}
+        | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "planning": (
