@@ -58,7 +58,7 @@ def library_attack(problem: Problem, *, name: str = "APGD", steps: int = 100, qu
     attack = getattr(library, name)(network, norm=norm, eps=eps, n_restarts=1, seed=seed, **own)
     devices = [problem.x.device] if problem.x.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():  # the library seeds the global generators
-        found = attack(problem.x, problem.y).detach()
+        found = attack(problem.x.contiguous(), problem.y).detach()  # it takes views, which other layouts refuse
     network.charge()
     return found[:, None]
 
@@ -80,7 +80,7 @@ class Counted(nn.Module):
 
     def _backward(self, gradient: Tensor) -> Tensor:
         self.backwards += len(gradient)
-        return gradient.contiguous()  # the library takes views of it
+        return gradient.contiguous()
 
     def charge(self) -> None:
         """Add the counts to the problem's, in equal shares: the library does not say whose row it was."""
