@@ -20,7 +20,8 @@ EXAMPLES = {
     "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
-    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
+    "plot": "drbench plot results/digits/runs --out results/digits/certified\n"
+    "  drbench plot --cost results/digits/runs --out results/digits/cost",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
         if name == "table":
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
+        made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
     made.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -240,6 +242,12 @@ def _table(args) -> None:
             print(*compare.write(differences, args.out))
         return
     runs = [record.read(folder) for folder in record.find(args.paths)]
+    if args.cost:
+        from drbench import pareto
+
+        costs = pareto.frame(runs)
+        print(pareto.render(costs) if args.out is None else " ".join(map(str, pareto.write(costs, args.out))))
+        return
     frame, cascades = summary.frame(runs), halting.frame(runs)
     if args.out is None:
         print(tables.render_markdown(frame, cascades))
@@ -249,10 +257,14 @@ def _table(args) -> None:
 
 
 def _plot(args) -> None:
-    from drbench import plots, record
+    from drbench import record
 
-    plots.radius_curves([record.read(folder) for folder in record.find(args.paths)], args.out)
-    print(f"{args.out}.png {args.out}.svg")
+    runs = [record.read(folder) for folder in record.find(args.paths)]
+    if args.cost:
+        from drbench.pareto_plot import cost_curves as draw
+    else:
+        from drbench.plots import radius_curves as draw
+    print(*draw(runs, args.out))
 
 
 def _import(args) -> None:

@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "pareto": (LEAVES | {"record", "summary"}, {"pandas"}),
+    "pareto_plot": (LEAVES | {"pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
     "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
@@ -66,8 +68,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
-        | {"summary", "tables", "testing", "verify"},
+        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "pareto", "pareto_plot", "plots", "record"}
+        | {"registry", "runner", "summary", "tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip
@@ -147,7 +149,8 @@ def test_unsafe_loading_is_nowhere():
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
-     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"]],
+     ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
+     ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):

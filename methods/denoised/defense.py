@@ -67,24 +67,29 @@ class Denoised(Defense):
         self.require(sigma)
         if sigma == 0:
             return self.classifier(z)
+        if self.sampler == "densepure":
+            return self._majority(z, sigma, draws)
+        return self.classifier(self.purify(z, sigma, draws))
+
+    def purify(self, z, sigma, draws):
+        """Clean pixels in [0, 1] that the classifier sees, (B, C, H, W), of images with noise `sigma` > 0.
+
+        With "densepure" one of its samples.
+        """
         z_net, sigma_net = 2 * z - 1, 2 * sigma
         if self.sampler == "densepure":
-            return self._majority(z_net, sigma_net, draws)
-        if self.sampler == "one_shot":
+            x_net = ddim(clipped(self.denoiser), z_net, sigma_net, self.steps, 1.0, draws, self.sigma_min)
+        elif self.sampler == "one_shot":
             x_net = one_shot(self.denoiser, z_net, sigma_net)
         else:
             x_net = heun_pf_ode(self.denoiser, z_net, sigma_net, self.steps, self.sigma_min)
-        return self._classify(x_net)
+        return (x_net.clamp(-1, 1) + 1) / 2
 
-    def _classify(self, x_net):
-        return self.classifier((x_net.clamp(-1, 1) + 1) / 2)
-
-    def _majority(self, z_net, sigma_net, draws):
+    def _majority(self, z, sigma, draws):
         """Votes per class plus their mean probability (< 1), which breaks ties and carries a surrogate gradient."""
         votes, probability = 0, 0
         for _ in range(self.votes):
-            x_net = ddim(clipped(self.denoiser), z_net, sigma_net, self.steps, 1.0, draws, self.sigma_min)
-            logits = self._classify(x_net)
+            logits = self.classifier(self.purify(z, sigma, draws))
             votes = votes + torch.nn.functional.one_hot(logits.argmax(1), self.num_classes)
             probability = probability + logits.softmax(1) / self.votes
         return votes + 0.999 * probability
