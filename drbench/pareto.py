@@ -20,9 +20,9 @@ GROUP = [*summary.DATA, "certifier", "sigmas"]  # rows that are compared with ea
 NOTES = """\
 - Evaluations: of all networks per image, counted by hooks in one call and multiplied by the draws that were made,
   selection included. s/image: wall time on the machine of that run; not comparable between machines.
-- **Bold**: on the front, no other row of the section has at least this accuracy for at most as many evaluations, and one
-  of the two strictly. A row with fewer draws is cheaper, and its ceiling radius is lower: n is part of the bargain.
-- Points whose intervals over the images overlap may change places on other images: `drbench table --compare` pairs them.
+- **Bold**: on the front, no other row of the section has at least this accuracy for at most as many evaluations, and
+  one of the two strictly. A row with fewer draws is cheaper, and its ceiling radius is lower: n is part of the bargain.
+- Rows whose intervals over the images overlap may change places on other images: see `drbench table --compare`.
 - “–”: beyond the ceiling radius of its draws, 0 by construction."""
 
 

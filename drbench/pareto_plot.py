@@ -45,7 +45,7 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 
 def _draw(table: DataFrame, column: str, label: str) -> Figure:
     groups = list(table.groupby(pareto.GROUP, sort=False))
-    methods = list(table[METHOD].drop_duplicates().itertuples(index=False, name=None))
+    methods = {key: summary.method_name(next(part.itertuples())) for key, part in table.groupby(METHOD, sort=False)}
     styles = {
         key: {"color": plots.COLOURS[i % len(plots.COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         for i, key in enumerate(methods)
@@ -63,8 +63,7 @@ def _draw(table: DataFrame, column: str, label: str) -> Figure:
         grid[-1, across].set_xlabel(label)
     for axes in grid[:, 0]:
         axes.set_ylabel("certified accuracy (%)")
-    names = [summary.method_name(next(table[(table[METHOD] == key).all(axis=1)].itertuples())) for key in methods]
-    handles = [Line2D([], [], linestyle="", label=name, **styles[key]) for key, name in zip(methods, names, strict=True)]
+    handles = [Line2D([], [], linestyle="", label=name, **styles[key]) for key, name in methods.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 

@@ -23,8 +23,8 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # two batches (B, C, H, W) in net
 class ConsistencyFunction(EDMDenoiser):
     """f(z, t) = c_skip(t) z + c_out(t) F(c_in(t) z, ln(t) / 4), with f(z, t_min) = z exactly.
 
-    c_skip = s^2 / ((t - t_min)^2 + s^2) and c_out = (t - t_min) s / sqrt(t^2 + s^2); c_in, c_noise and all parameters are
-    those of `EDMDenoiser`, so that the weights of a denoiser are a start for it, and its call has the same form.
+    c_skip = s^2 / ((t - t_min)^2 + s^2) and c_out = (t - t_min) s / sqrt(t^2 + s^2); c_in, c_noise and all parameters
+    are those of `EDMDenoiser`, so that the weights of a denoiser are a start for it, and its call has the same form.
 
     References
     ----------
@@ -46,7 +46,7 @@ def nearest(level: float, grid: Sequence[float]) -> float:
 
 
 class ConsistencyTraining(nn.Module):
-    """The student, its moving target, and the loss of one step: distance(f(z, t), f_target(z', t')).
+    """The student, its moving target, and the loss of one step: weight(t) distance(f(z, t), f_target(z', t')).
 
     t > t' are neighbours on the grid, drawn uniformly for each image; z = x + t n. With a teacher (distillation), z' is
     one Heun step of its probability-flow ODE from z; without one (training in isolation), z' = x + t' n.
@@ -62,10 +62,13 @@ class ConsistencyTraining(nn.Module):
         Frozen.
     moving : bool
         False if the decay is always 0: the target then is the student itself.
+    weight : {"uniform", "karras"}
+        1, as in every released run; or 1 / t^2 + 1 / s^2, an option of the released code, which is 1 / c_out^2 at
+        t_min = 0: an error of the network counts alike at all times.
 
     References
     ----------
-    Song et al. 2023, algorithms 2 and 3, with weight lambda = 1 as in the released code.
+    Song et al. 2023, algorithms 2 and 3.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class ConsistencyTraining(nn.Module):
         distance: Distance,
         teacher: Denoiser | None = None,
         moving: bool = True,
+        weight: str = "uniform",
     ):
         super().__init__()
         self.student = student
         self.average = deepcopy(student).requires_grad_(False) if moving else None
-        self.grid_at, self.ema_at, self.distance = grid_at, ema_at, distance
+        self.grid_at, self.ema_at, self.distance, self.weight = grid_at, ema_at, distance, weight
         self.teacher = (teacher,)  # in a tuple: its weights are no part of this module
         self.register_buffer("step", torch.tensor(0))  # stored with the weights, so that a resumed run knows it
 
@@ -97,7 +101,8 @@ class ConsistencyTraining(nn.Module):
         z, target = x_net + t * noise, self.average or self.student
         with torch.no_grad():
             goal = target(self._next(x_net, noise, z, t, t_next), t_next.flatten())
-        return self.distance(self.student(z, t.flatten()), goal).mean()
+        weight = t.flatten() ** -2 + self.student.sigma_data**-2 if self.weight == "karras" else 1
+        return (weight * self.distance(self.student(z, t.flatten()), goal)).mean()
 
     def _next(self, x_net: Tensor, noise: Tensor, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         (teacher,) = self.teacher

@@ -81,12 +81,16 @@ def reverse(denoise: Denoiser, z_net: Tensor, u: float, steps: int, draws=None) 
         now = u - step * length
         noise = None if draws is None else draws.randn(*x.shape)
         arguments = (denoise, x, now, length, noise)
-        x = checkpoint(_step, *arguments, use_reentrant=False, preserve_rng_state=False) if keeps_graph else _step(*arguments)
+        x = (
+            checkpoint(_step, *arguments, use_reentrant=False, preserve_rng_state=False)
+            if keeps_graph
+            else _step(*arguments)
+        )
     return x
 
 
 def _step(denoise: Denoiser, x: Tensor, u: float, length: float, noise: Tensor | None) -> Tensor:
-    """From time u to u - length: x + (1/2 beta x + beta score) length + sqrt(beta length) noise; half the score without."""
+    """x at u - length: x + (1/2 beta x + beta score) length + sqrt(beta length) noise; half the score without noise."""
     signal = alpha_bar(u)
     score = (signal**0.5 * denoise(x / signal**0.5, sigma_net_at(u)) - x) / (1 - signal)
     if noise is None:

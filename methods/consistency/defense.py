@@ -18,6 +18,7 @@ from methods.consistency import metrics
 OBJECTIVES = ("distillation", "training", "tuning")
 FUNCTIONS = ("consistency", "denoiser")
 TIMES = ("snap", "exact", "inflate")
+WEIGHTS = ("uniform", "karras")
 
 
 class Consistency(Defense):
@@ -38,6 +39,8 @@ class Consistency(Defense):
         Fine-tuning of the weights that `train.start` gives. Does not change the answers, as all below.
     metric : str
         Distance of the objective, one of `metrics.METRICS`.
+    weight : {"uniform", "karras"}
+        Of the times in distillation and training, see `ConsistencyTraining`.
     ema : float
         Decay of the target network: of distillation, or the first one of training. 0: the student itself.
     first_scale : int
@@ -64,6 +67,7 @@ class Consistency(Defense):
         t_max=80.0,
         objective="distillation",
         metric="lpips_vgg",
+        weight="uniform",
         ema=0.0,
         first_scale=2,
         encoder_recipe=None,
@@ -73,7 +77,8 @@ class Consistency(Defense):
         metrics.check(metric)
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
         self.function, self.time, self.points, self.t_min, self.t_max = function, time, points, t_min, t_max
-        self.objective, self.metric, self.ema, self.first_scale = objective, metric, ema, first_scale
+        self.objective, self.metric, self.weight = objective, metric, weight
+        self.ema, self.first_scale = ema, first_scale
         self.encoder_recipe, self.encoder_width = dict(encoder_recipe or {}), encoder_width
         self._check()
         self.grid = karras_grid(points, t_min, t_max)
@@ -140,7 +145,7 @@ class Consistency(Defense):
             def ema_at(step):
                 return consistency.ema_at(scale(step), self.first_scale, self.ema)
 
-        stage = ConsistencyTraining(self.denoiser, grid_at, ema_at, distance, teacher, moving=self.ema > 0)
+        stage = ConsistencyTraining(self.denoiser, grid_at, ema_at, distance, teacher, self.ema > 0, self.weight)
         return stage.to(self.device), stage.loss
 
     def _check(self):
@@ -149,6 +154,7 @@ class Consistency(Defense):
             (self.function not in FUNCTIONS, f"function as one of {', '.join(FUNCTIONS)}, got {self.function!r}"),
             (self.time not in TIMES, f"time as one of {', '.join(TIMES)}, got {self.time!r}"),
             (self.objective not in OBJECTIVES, f"objective as one of {', '.join(OBJECTIVES)}, got {self.objective!r}"),
+            (self.weight not in WEIGHTS, f"weight as one of {', '.join(WEIGHTS)}, got {self.weight!r}"),
             (self.points < 2, f"points >= 2, so that the grid has neighbours, got {self.points}"),
             (not 0 <= self.ema < 1, f"ema in [0, 1), got {self.ema}"),
             (self.function == "denoiser" and self.objective != "tuning", "objective tuning for function denoiser"),

@@ -61,7 +61,8 @@ def multiscale_l1(a: Tensor, b: Tensor) -> Tensor:
         difference = avg_pool2d(a - b, pool)
         total = total + difference.abs().flatten(1).mean(1)
         for axis in (2, 3):
-            total = total + difference.diff(dim=axis).abs().flatten(1).mean(1)
+            if difference.shape[axis] > 1:  # the coarsest pool of a small image has no neighbours
+                total = total + difference.diff(dim=axis).abs().flatten(1).mean(1)
     return total
 
 
@@ -92,8 +93,8 @@ def lpips_vgg(device: torch.device) -> Distance:
     file = Path(torch.hub.get_dir()) / "checkpoints" / VGG
     if not file.is_file():
         raise DrbenchError(
-            f"metric lpips_vgg needs torchvision's VGG16 weights at {file}, and nothing is downloaded here: put "
-            f"{VGG} there (TORCH_HOME names another folder), or choose one of {', '.join(METRICS[1:])}, which are not LPIPS"
+            f"metric lpips_vgg needs torchvision's VGG16 weights at {file}, and nothing is downloaded: put the file "
+            f"there (TORCH_HOME names another folder), or choose one of {', '.join(METRICS[1:])}, which are not LPIPS"
         )
     from lpips import LPIPS
 
