@@ -5,7 +5,7 @@ DIGITS := $(wildcard benchmarks/digits/*.yaml)
 FULL := $(wildcard benchmarks/digits/full/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
-  claims-multiscale test test-slow lint bench figures verify clean
+  train-consistency consistency-ablation claims-multiscale test test-slow lint bench figures verify clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,11 +32,20 @@ train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
 	$(BIN)/drbench train benchmarks/digits/train/noise_augmented.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
-	$(MAKE) train-multiscale train-rcm
+	$(MAKE) train-multiscale train-rcm train-consistency
 
 train-multiscale: setup  ## fine-tune the shipped denoiser and classifier for cascades
 	$(BIN)/drbench train benchmarks/digits/train/multiscale-denoiser.yaml
 	$(BIN)/drbench train benchmarks/digits/train/multiscale-classifier.yaml
+
+train-consistency: setup  ## distil the shared denoiser into a consistency function, fine-tune it and its control
+	for row in consistency consistency-tuned consistency-control consistency-tuned-ssl; do \
+	$(BIN)/drbench train benchmarks/digits/train/$$row.yaml || exit 1; done
+
+consistency-ablation: setup  ## what the parts of consistency purification are worth on digits, and what they do to images
+	$(BIN)/python -m benchmarks.consistency_ablation
+	$(BIN)/python -m benchmarks.purification benchmarks/digits/full/denoised-one_shot.yaml \
+	benchmarks/digits/full/denoised-pf_ode.yaml benchmarks/digits/full/consistency*.yaml
 
 claims-multiscale: setup  ## the multi-scale paper's claims on the runs of digits-full
 	$(BIN)/python -m benchmarks.multiscale_claims

@@ -199,3 +199,17 @@ def test_tuning_has_exact_noise_told_times_and_clean_targets():
         assert abs(int(rows.sum()) - 1000) < 5 * (3000 * 2 / 9) ** 0.5
         std, count = float((z - x)[rows].std()), 4 * int(rows.sum())
         assert std == pytest.approx(level, rel=5 / (2 * count) ** 0.5)
+
+
+def test_karras_weight_counts_errors_of_the_network_alike():
+    """With target 0 and output 1 the loss is the mean of 1 / t^2 + 1 / s^2 over the times; uniform it is 1."""
+    grid, losses = [2.0, 1.0, 0.25], []
+    for weight in ("uniform", "karras"):
+        student = ConsistencyFunction(Exact(), S)
+        stage = ConsistencyTraining(
+            student, lambda step: grid, lambda step: 0.0, lambda a, b: torch.ones(len(a)), None, False, weight
+        )
+        losses.append(stage.loss(torch.zeros(20_000, 1, 1, 1), generator()).item())
+    terms = [level**-2 + S**-2 for level in grid[:-1]]
+    spread = abs(terms[0] - terms[1]) / 2
+    assert losses[0] == 1 and losses[1] == pytest.approx(sum(terms) / 2, abs=5 * spread / 20_000**0.5)
