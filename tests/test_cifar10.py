@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drbench import data, record, verify, weights
+from drbench import data, fitting, record, verify, weights
 from drbench.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -55,13 +55,14 @@ def test_multiscale(tmp_path, capsys):
 
 @pytest.fixture
 def few_images(monkeypatch):
-    """Only the first 32 images of the splits that a training reads: decoding all of them takes a minute each time."""
+    """Trainings read and are measured on 32 images: all of a split take a minute each time."""
     load = data.load
-    monkeypatch.setattr(
-        data,
-        "load",
-        lambda name, split, subset, root: load(name, split, "first32" if subset == "all" else subset, root),
-    )
+
+    def load_few(name, split, subset, root):
+        return load(name, split, "first32" if subset == "all" else subset, root)
+
+    monkeypatch.setattr(data, "load", load_few)
+    monkeypatch.setattr(fitting, "VALIDATION_ROWS", 32)
 
 
 def test_consistency(tmp_path, capsys, few_images):
