@@ -19,12 +19,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 digits: setup  ## the main job: certify every defense on 100 real digits, then table and plot (minutes)
-	runs=$$($(BIN)/drbench run $(DIGITS)) && \
+	runs=$$($(BIN)/drbench run $(DIGITS) run.executor=processes) && \
 	$(BIN)/drbench table $$runs --out results/digits/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/certified
 
 digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
-	runs=$$($(BIN)/drbench run $(FULL) --out results/digits/full) && \
+	runs=$$($(BIN)/drbench run $(FULL) run.executor=processes --out results/digits/full) && \
 	$(BIN)/drbench table $$runs --out results/digits/full/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/full/certified
 
@@ -74,6 +74,7 @@ lint: setup  ## style and layering
 bench: setup  ## speed of the engine against bare forward passes and a plain loop; draws that early stopping saves
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.modes
+	$(BIN)/python -m benchmarks.workers
 
 figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, record, registry, weights
+from drbench import config, leases, record, registry, weights
 
 
 def defenses() -> str:
@@ -36,18 +37,30 @@ def configs() -> str:
 
 
 def runs(paths: Sequence[str | Path]) -> str:
-    """Run folders with their progress, cost and marks, from the records alone."""
+    """Run folders with their progress, cost and marks, from the records alone.
+
+    Of those that processes are working on, anywhere: how many processes, their images per second, and the time left.
+    """
     rows = [("RUN", "IMAGES", "CERTIFIED r=0", "SECONDS", "STATE")]
     for folder in record.find(paths):
         run = record.read(folder)
         count, done = len(run.wanted), list(run.rows.values())
         errors = sum(row.error is not None for row in done)
-        state = "complete" if run.complete else "partial"
+        alive = leases.living(folder)
+        state = "complete" if run.complete else _running(folder, alive, count - len(done)) if alive else "partial"
         marks = [mark for mark in run.marks if mark != "partial"] + ([f"{errors} errors"] if errors else [])
         certified = f"{sum(row.correct for row in done) / len(done):.3f}" if done else "-"
         seconds = f"{sum(row.seconds for row in done):.1f}"
         rows.append((str(folder), f"{len(done)}/{count}", certified, seconds, ", ".join([state, *marks])))
     return _columns(rows)
+
+
+def _running(folder: Path, alive: Iterable[Path], left: int) -> str:
+    """Such as "running: 2 processes, 3.1 images/s, 0:01:20 left"; the rate is of the processes that are at work."""
+    rate = sum(record.rate(folder, writer=path.stem.split("-")[-1]) for path in alive)
+    eta = f"{timedelta(seconds=round(left / rate))} left" if rate else "time left unknown"
+    processes = sum(1 for _ in alive)
+    return f"running: {processes} process{'es' * (processes > 1)}, {rate:.3g} images/s, {eta}"
 
 
 def plan(cell: DictConfig) -> str:

@@ -68,6 +68,12 @@ class Run:
     batch_rows: Any = "auto"  # rows per network call; auto: found by a short measured search
     threads: int | None = None  # CPU threads; null: torch's default
     channels_last: bool = False
+    executor: str = "inline"  # inline | processes | ray | slurm: who does the work, see `drbench.executors`
+    workers: Any = "auto"  # of the other executors; auto: one for each accelerator, else one for each core
+    timeout: float | None = None  # seconds without an answer after which a worker is replaced; null: never
+    slurm: dict[str, Any] = field(default_factory=dict)  # parameters of the jobs, as submitit names them
+    fsync: bool = True  # every row is on disk before the next
+    listeners: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | of other packages
 
 
 @dataclass
@@ -85,6 +91,7 @@ class Config:
 
 
 PROTOCOLS = ("sound", "paper_code")
+EXECUTORS = ("inline", "processes", "ray", "slurm")
 MODES = ("fixed", "curtailed", "sequential", "hybrid")
 # What does not change the numbers that are being estimated, and so is not part of a run's identity.
 NOT_IDENTITY = (
@@ -97,6 +104,12 @@ NOT_IDENTITY = (
     "run.batch_rows",
     "run.threads",
     "run.channels_last",
+    "run.executor",
+    "run.workers",
+    "run.timeout",
+    "run.slurm",
+    "run.fsync",
+    "run.listeners",
 )
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
 OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol")}
@@ -188,7 +201,7 @@ def _validate(path, config: DictConfig) -> None:
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
-    certify, rows = config.certify, config.run.batch_rows
+    certify, rows, workers = config.certify, config.run.batch_rows, config.run.workers
     problems = [
         (config.task not in ("certify", "train"), f"task is certify or train, got {config.task!r}"),
         (config.task == "train" and config.train is None, "task train needs the section train"),
@@ -201,6 +214,11 @@ def _validate(path, config: DictConfig) -> None:
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
         (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
         (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
+        (
+            workers != "auto" and not (type(workers) is int and workers > 0),
+            f"run.workers is auto or > 0, got {workers!r}",
+        ),
+        (config.run.executor not in EXECUTORS, f"run.executor is {', '.join(EXECUTORS)}, got {config.run.executor!r}"),
     ]
     if certify.kind == "cascade":
         scales, sigma, known = list(certify.sigmas or []), certify.sigma, " or ".join(PROTOCOLS)

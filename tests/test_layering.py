@@ -12,7 +12,8 @@ from tests.runs import make_cascade, make_run
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
-               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL"}  # fmt: skip
+               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
+               "mlflow"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -40,7 +41,13 @@ MAY_IMPORT = {
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "pareto": (LEAVES | {"record", "summary"}, {"pandas"}),
     "pareto_plot": (LEAVES | {"pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
-    "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
+    "leases": (set(), set()),
+    "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
+    "compact": (LEAVES | {"record"}, {"pyarrow"}),
+    "catalogue": ({"config", "leases", "record", "registry", "weights"}, {"omegaconf"}),
+    "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
+    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "executors", "header", "record", "stats"}
+             | {"weights"}, {"torch", "omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
@@ -57,19 +64,19 @@ MAY_IMPORT = {
         {"api", "build", "certifiers", "data", "progress", "stats", "stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
-    "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
+    "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
     "header": ({"api", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "registry"}
-        | {"stats", "weights"},
+        | {"api", "build", "certifiers", "config", "data", "executors", "header", "jobs", "leases", "listeners"}
+        | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "pareto", "pareto_plot", "plots", "record"}
-        | {"registry", "runner", "summary", "tables", "testing", "verify"},
+        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto", "pareto_plot", "plots"}
+        | {"record", "registry", "runner", "summary", "tables", "testing", "verify"},
         set(),
     ),
 }  # fmt: skip

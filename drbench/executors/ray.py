@@ -1,0 +1,133 @@
+"""Workers of a Ray cluster, or of this machine if there is none (`pip install drbench[ray]`).
+
+One actor for each accelerator, or for each share of the CPU. The cluster is the one that RAY_ADDRESS names; nodes may
+join and leave. Whoever reaches the ports of a cluster can run code there: turn token authentication on
+(RAY_AUTH_MODE=token) before it listens to a network.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+from drbench.errors import DrbenchError
+from drbench.executors import Answer, Job
+from drbench.executors.inline import POLL, describe
+from drbench.executors.units import Units
+
+
+class Ray:
+    """`workers` actors, each with a resident network; a dead or hung one is replaced and its units go on.
+
+    Parameters
+    ----------
+    timeout : float or None
+        Seconds without an answer after which an actor is killed.
+    """
+
+    def __init__(self, workers: int, timeout: float | None = None):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise DrbenchError("run.executor=ray needs Ray 2.52 or later: pip install 'drbench[ray]'") from error
+        self.workers, self.timeout, self._ray = workers, timeout, ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            address = os.environ.get("RAY_ADDRESS")
+            ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+        share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        self._remote = ray.remote(**share, max_restarts=0)(_Actor)
+        self._crew = {number: self._start(number) for number in range(workers)}
+
+    def run(self, job: Job, units: Units) -> Iterator[Answer]:
+        opening = {number: actor.open.remote(job) for number, actor in self._crew.items()}
+        for number, opened in opening.items():
+            try:
+                self._ray.get(opened)
+            except self._ray.exceptions.RayTaskError as error:
+                raise DrbenchError(f"a Ray worker could not open the job: {describe(error.cause)}") from error
+            except self._ray.exceptions.RayActorError:  # it died since the last job
+                self._crew[number] = self._start(number)
+                self._ray.get(self._crew[number].open.remote(job))
+        return self._answers(job, units)
+
+    def close(self) -> None:
+        for actor in self._crew.values():
+            self._ray.kill(actor)
+        if self._ours:
+            self._ray.shutdown()
+
+    def _start(self, number: int):
+        return self._remote.remote(number, self.workers, os.getcwd())
+
+    def _answers(self, job: Job, units: Units) -> Iterator[Answer]:
+        busy: dict[int, _Stream] = {}
+        try:
+            while True:
+                for number in self._crew.keys() - busy.keys():
+                    alone = units.suspect()
+                    if chunk := units.take() if alone is None else [alone]:
+                        busy[number] = _Stream(self._crew[number], chunk)
+                if not busy and units.finished:
+                    return
+                awaited = [stream.answers for stream in busy.values()]
+                ready = self._ray.wait(awaited, timeout=POLL)[0] if awaited else time.sleep(POLL) or []
+                for number in [number for number, stream in busy.items() if stream.answers in ready]:
+                    yield from self._hear(busy, number, job, units)
+                for number, stream in list(busy.items()):
+                    if self.timeout and time.monotonic() - stream.heard > self.timeout:
+                        reason = f"no answer in {self.timeout:g} s"
+                        yield from self._replace(number, job, units, busy.pop(number), reason)
+        finally:
+            for number in busy:  # we are being interrupted: its answers must not reach the next job
+                self._ray.kill(self._crew[number])
+
+    def _hear(self, busy: dict[int, _Stream], number: int, job: Job, units: Units) -> Iterator[Answer]:
+        stream = busy[number]
+        try:
+            answer = self._ray.get(next(stream.answers))
+            del stream.pending[answer.unit]
+            stream.heard = time.monotonic()
+            yield answer
+        except StopIteration:
+            del busy[number]
+        except self._ray.exceptions.RayTaskError as error:
+            del busy[number]
+            if isinstance(error.cause, DrbenchError):
+                raise error.cause from None
+            for unit in units.raised(list(stream.pending)):
+                yield Answer(unit, error=describe(error.cause))
+        except self._ray.exceptions.RayActorError:
+            yield from self._replace(number, job, units, busy.pop(number), "worker died")
+
+    def _replace(self, number: int, job: Job, units: Units, stream: _Stream, reason: str) -> Iterator[Answer]:
+        self._ray.kill(self._crew[number])
+        self._crew[number] = self._start(number)
+        self._crew[number].open.remote(job)  # actors do one thing after another
+        for unit in units.died(list(stream.pending)):
+            yield Answer(unit, error=reason)
+
+
+class _Stream:
+    """The answers of one actor to one chunk, as they come."""
+
+    def __init__(self, actor, chunk: list[int]):
+        self.pending = dict.fromkeys(chunk)
+        self.answers = actor.work.options(num_returns="streaming").remote(chunk)
+        self.heard = time.monotonic()
+
+
+class _Actor:
+    """The worker's side."""
+
+    def __init__(self, number: int, workers: int, folder: str):
+        os.chdir(folder)  # configs name files relative to it; a cluster shares it
+        self._place, self._resident, self._work = (number, workers), {}, None
+
+    def open(self, job: Job) -> None:
+        self._work = job.open(self._resident, *self._place)
+
+    def work(self, units: list[int]) -> Iterator[Answer]:
+        yield from self._work(units)
