@@ -142,7 +142,7 @@ def tuning_loss(
     x_net : Tensor (B, C, H, W)
         Clean images in [-1, 1]: the target, constant.
     levels : sequence of pairs
-        Noise std a = 2 sigma, and the time t that the purifier is told at this sigma; drawn uniformly for each image.
+        Noise std a, 2 sigma, and the time t that the purifier is told at this sigma; drawn uniformly for each image.
 
     References
     ----------

@@ -89,7 +89,7 @@ class Consistency(Defense):
             else ConsistencyFunction(network, 0.5, num_classes, t_min)
         )
         self.classifier = SmallCNN(self.input_shape, num_classes, width)
-        self.randomized = time == "inflate" and any(self.told(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
+        self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
     def logits(self, z, sigma, draws):
         self.require(sigma)
@@ -97,14 +97,18 @@ class Consistency(Defense):
 
     def purify(self, z, sigma, draws):
         """Clean pixels in [0, 1] that the classifier sees, (B, C, H, W), of images with noise `sigma` > 0."""
-        z_net, told = 2 * z - 1, self.told(sigma)
-        if self.time == "inflate" and told > 2 * sigma:
-            z_net = z_net + (told**2 - 4 * sigma**2) ** 0.5 * draws.randn(*z.shape)
-        return (self.denoiser(z_net, told).clamp(-1, 1) + 1) / 2
+        z_net, level = 2 * z - 1, self.met(sigma)
+        if level > 2 * sigma:
+            z_net = z_net + (level**2 - 4 * sigma**2) ** 0.5 * draws.randn(*z.shape)
+        return (self.denoiser(z_net, self.told(sigma)).clamp(-1, 1) + 1) / 2
 
     def told(self, sigma):
         """Time that the purifier is told at noise level `sigma` > 0, network units."""
         return 2 * sigma if self.time == "exact" else consistency.nearest(2 * sigma, self.grid)
+
+    def met(self, sigma):
+        """Noise that the purifier meets at noise level `sigma` > 0, network units."""
+        return max(2 * sigma, self.told(sigma)) if self.time == "inflate" else 2 * sigma
 
     def nfe(self, sigma):
         return {"classifier": 1} if sigma == 0 else {"denoiser": 1, "classifier": 1}
@@ -126,7 +130,7 @@ class Consistency(Defense):
         train(trained, lambda rng: loss(2 * sample(x, y, recipe, rng)[0] - 1, rng), recipe, log)
 
     def _tuning(self, distance):
-        levels = [(2 * sigma, self.told(sigma)) for sigma in self.sigmas if sigma > 0]
+        levels = [(self.met(sigma), self.told(sigma)) for sigma in self.sigmas if sigma > 0]
         return self.denoiser, lambda x, rng: consistency.tuning_loss(self.denoiser, x, levels, distance, rng)
 
     def _consistency(self, distance, recipe):
