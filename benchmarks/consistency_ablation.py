@@ -1,10 +1,10 @@
 """What the parts of consistency purification are worth on digits: `python -m benchmarks.consistency_ablation`.
 
 Each arm is certified on all 500 test images by Cohen's CERTIFY (alpha = 0.001), with the same noise and behind the same
-frozen classifier. In brackets: the difference to the base, by default one-shot denoising, paired by image, with its 95 %
-score interval (Tango 1998). Arms without shipped weights are trained first, each from what the shipped rows start from
-and for as many steps. What was trained or certified once is kept in .drbench/consistency; test images play no part in any
-choice.
+frozen classifier. In brackets: the difference to the base, by default one-shot denoising, paired by image, with its
+95 % score interval (Tango 1998). Arms without shipped weights are trained first, each from what the shipped rows start
+from and for as many steps. What was trained or certified once is kept in .drbench/consistency; test images play no part
+in any choice.
 """
 
 from __future__ import annotations
