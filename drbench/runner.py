@@ -161,6 +161,8 @@ def _run_cell(
         try:
             job = Certification(OmegaConf.to_container(cell), rows, len(todo))
             rows = _observe(cell, folder, images, todo, job, executor, begun, options)
+            if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
+                crew.batch_rows = {next(iter(crew.resident)): rows}
         finally:
             _close(folder, session, rows)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
@@ -177,6 +179,8 @@ def _run_cell(
 def _workers(cell: DictConfig) -> int:
     if cell.run.workers != "auto":
         return cell.run.workers
+    if cell.run.executor == "ray":
+        return 0  # as many as the cluster has room for
     if build.device(cell.run.device).type == "cuda":
         return torch.cuda.device_count() if cell.run.device == "auto" else 1
     return cell.run.threads or THREADS
