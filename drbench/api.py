@@ -60,8 +60,9 @@ class Defense(nn.Module, ABC):
         Parameters
         ----------
         z : Tensor
-            (B, C, H, W) float32. Clean pixels in [0, 1] plus sigma times a standard normal; *never clipped*. With
-            sigma == 0 the clean pixels. Rescaling to a network's own units happens here.
+            (B, C, H, W) float32. Clean pixels in [0, 1] plus sigma times a standard normal (or other noise of that
+            standard deviation, if a config asks for it); *never clipped*. With sigma == 0 the clean pixels. Rescaling
+            to a network's own units happens here.
         sigma : float
             Pixel units, one level for the whole batch.
         draws : Draws

@@ -10,13 +10,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, leases, record, registry, weights
+from drbench import config, leases, protocols, record, registry, weights
 
 
 def defenses() -> str:
     """Names of defenses with the first line of their module's documentation."""
     rows = [(name, _first_line(target.partition(":")[0])) for name, target in sorted(registry.available().items())]
     return _columns([("DEFENSE", ""), *rows])
+
+
+def presets() -> str:
+    """Protocols of published evaluations, for `protocol: NAME` in a config."""
+    return _columns([("PROTOCOL", "DATA", "N0", "N", "ALPHA", "SOURCE"), *protocols.table()])
 
 
 def _first_line(module: str) -> str:

@@ -6,12 +6,15 @@ import argparse
 import os
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 EXAMPLES = {
     "list": "drbench list defenses\n  drbench list runs results/digits",
     "show": "drbench show benchmarks/digits/denoised-one_shot.yaml\n"
     "  drbench show benchmarks/digits/denoised-pf_ode.yaml defense.args.steps=10",
+    "plan": "drbench plan benchmarks/digits/denoised-one_shot.yaml\n"
+    "  drbench plan benchmarks/digits/full/*.yaml certify.n=100000",
     "train": "drbench train benchmarks/digits/train/denoiser.yaml\n"
     "  drbench train my.yaml train.checkpoint=weights/mine.safetensors train.recipe.steps=500",
     "run": "drbench run benchmarks/digits/denoised-one_shot.yaml\n"
@@ -20,9 +23,10 @@ EXAMPLES = {
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
     "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
-    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
-    "plot": "drbench plot results/digits/runs --out results/digits/certified\n"
-    "  drbench plot --cost results/digits/runs --out results/digits/cost",
+    "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented\n"
+    "  drbench table RUN --norm linf --radii 0 1/255 2/255 8/255",
+    "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve\n"
+    "  drbench plot results/digits/runs --shares --out votes\n  drbench plot results/digits/runs --cost --out cost",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
@@ -49,12 +53,13 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=globals()[f"_{name}"])
         return made
 
-    made = verb("list", "list defenses, configs, or runs")
-    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "runs"))
+    made = verb("list", "list defenses, configs, protocols, or runs")
+    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "protocols", "runs"))
     made.add_argument("paths", nargs="*", default=["results"], help="where to look for runs")
     for name, text in (
         ("show", "show the resolved config and the planned work; runs nothing"),
         ("train", "train a defense and write its weights"),
+        ("plan", "what a run or sweep will cost: times two warm batches; writes nothing"),
         ("run", "certify; interrupted, the same command goes on"),
     ):
         made = verb(name, text)
@@ -82,7 +87,12 @@ def parser() -> argparse.ArgumentParser:
         many = "*" if name == "table" else "+"
         made.add_argument("paths", nargs=many, metavar="RUN", help="run folders, or folders above them")
         made.add_argument("--out", type=_stem, required=name == "plot", help="path without suffix")
+        made.add_argument("--norm", choices=("l1", "l2", "linf"), help="norm of the radii (default: that of the noise)")
+        if name == "plot":
+            made.add_argument("--shares", action="store_true", help="distribution of p over the images instead")
         if name == "table":
+            made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
+            made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
         made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
     made = verb("import", "certification logs of other projects, as run folders")
@@ -159,6 +169,10 @@ def _positive(text: str) -> int:
     return number
 
 
+def _radius(text: str) -> float:
+    return float(Fraction(text))
+
+
 def _shard(text: str) -> tuple[int, int]:
     first, _, count = text.partition("/")
     if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
@@ -190,6 +204,8 @@ def _list(args) -> None:
         print(catalogue.defenses())
     if args.what in ("all", "configs"):
         print(catalogue.configs())
+    if args.what in ("all", "protocols"):
+        print(catalogue.presets())
     if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 
@@ -199,6 +215,12 @@ def _show(args) -> None:
 
     for cell in _cells(args.items):
         print(catalogue.plan(cell))
+
+
+def _plan(args) -> None:
+    from drbench import planning
+
+    print(planning.render(planning.measure(_cells(args.items))))
 
 
 def _train(args) -> None:
@@ -263,11 +285,14 @@ def _table(args) -> None:
     from drbench import compare, halting, record, summary, tables
     from drbench.errors import DrbenchError
 
+    if args.paper:
+        _table_of_paper(args)
+        return
     if bool(args.paths) == bool(args.compare):
         raise DrbenchError("expected run folders, or --compare A B")
     if args.compare:
         sides = [[record.read(folder) for folder in record.find([path])] for path in args.compare]
-        differences = compare.compare(*sides)
+        differences = compare.compare(*sides, args.radii, args.norm)
         if args.out is None:
             print(compare.render(differences))
         else:
@@ -277,10 +302,10 @@ def _table(args) -> None:
     if args.cost:
         from drbench import pareto
 
-        costs = pareto.frame(runs)
+        costs = pareto.frame(runs, args.radii or pareto.RADII)
         print(pareto.render(costs) if args.out is None else " ".join(map(str, pareto.write(costs, args.out))))
         return
-    frame, cascades = summary.frame(runs), halting.frame(runs)
+    frame, cascades = summary.frame(runs, args.radii, args.norm), halting.frame(runs)
     if args.out is None:
         print(tables.render_markdown(frame, cascades))
     else:
@@ -288,15 +313,32 @@ def _table(args) -> None:
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")
 
 
+def _table_of_paper(args) -> None:
+    from drbench import published, record, weights
+
+    folder = weights.home() / "benchmarks" / "published"
+    if args.paper == "list":
+        print("\n".join(published.papers(folder)))
+        return
+    runs = [record.read(found) for found in record.find(args.paths)] if args.paths else []
+    frame = published.beside(folder, args.paper, runs)
+    if args.out is None:
+        print(published.render(frame), end="")
+    else:
+        print(*published.write(frame, args.out))
+
+
 def _plot(args) -> None:
-    from drbench import record
+    from drbench import pareto_plot, plots, record, share_plot
 
     runs = [record.read(folder) for folder in record.find(args.paths)]
     if args.cost:
-        from drbench.pareto_plot import cost_curves as draw
+        written = pareto_plot.cost_curves(runs, args.out)
     else:
-        from drbench.plots import radius_curves as draw
-    print(*draw(runs, args.out))
+        written = (
+            share_plot.share_curves(runs, args.out) if args.shares else plots.radius_curves(runs, args.out, args.norm)
+        )
+    print(*written)
 
 
 def _import(args) -> None:

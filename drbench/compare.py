@@ -15,20 +15,22 @@ from pandas import DataFrame
 from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.record import Run
-from drbench.summary import certified, frame, method_name, where
+from drbench.summary import certified, common_norm, frame, method_name, where
 
 PROTOCOL = ("certifier", "mode", "n0", "n", "alpha")
 
 NOTES = """\
 - Difference: certified accuracy of A minus that of B, in points. Brackets: 95 % score interval for paired proportions
-  (Tango 1998); for ACR a paired bootstrap over images.
+  (Tango 1998); for ACR a paired bootstrap over images. The CSV has the bootstrap beside the score interval.
 - A only, B only: images that one of them certifies correctly at r and the other does not.
 - p: exact two-sided sign test on those images. One test per line, not corrected for their number.
 - “–”: beyond the ceiling radius of its draws, 0 by construction; such a line compares budgets, not defenses.
 - The images are the sample: another training, or other noise, is not covered."""
 
 
-def compare(ours: Sequence[Run], theirs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFrame:
+def compare(
+    ours: Sequence[Run], theirs: Sequence[Run], radii: Sequence[float] | None = None, norm: str | None = None
+) -> DataFrame:
     """One row per pair of runs and radius: A - B on the images that both have recorded.
 
     Parameters
@@ -36,16 +38,20 @@ def compare(ours: Sequence[Run], theirs: Sequence[Run], radii: Sequence[float] |
     ours, theirs : sequence of Run
         One run on each side, or runs that are paired by sigma.
     radii : sequence of float, optional
+    norm : {"l1", "l2", "linf"}, optional
         As in `drbench.summary.frame`.
 
     Returns
     -------
     DataFrame
-        Columns noise (in words), dataset, subset, sigma, a, b, images, radius, accuracy_a, accuracy_b, difference, low,
-        high (shares in [-1, 1]), only_a, only_b (images), p, acr_a, acr_b, acr_difference, acr_low, acr_high (pixel
-        units), ceiling_a, ceiling_b, same_noise, differs (what else is not the same), marks, run_a, run_b.
+        Columns noise (in words), dataset, subset, sigma, a, b, images, radius, accuracy_a, accuracy_b, difference,
+        low, high (Tango's score interval), boot_low, boot_high (paired bootstrap; all shares in [-1, 1]), only_a,
+        only_b (images), p, acr_a, acr_b, acr_difference, acr_low, acr_high (pixel units), ceiling_a, ceiling_b,
+        same_noise, differs (what else is not the same), norm, marks, run_a, run_b.
     """
-    return pd.concat([_compare_runs(a, b, radii) for a, b in _pairs(ours, theirs)], ignore_index=True)
+    return pd.concat(
+        [_compare_runs(a, b, radii, common_norm((a, b), norm)) for a, b in _pairs(ours, theirs)], ignore_index=True
+    )
 
 
 def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -64,13 +70,13 @@ def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
     return [(by_sigma[0][sigma], by_sigma[1][sigma]) for sigma in common]
 
 
-def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None) -> DataFrame:
+def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None, norm: str) -> DataFrame:
     if a.folder.resolve() == b.folder.resolve():
         raise DrbenchError(f"expected two different runs, got {a.folder} twice")
     name = [run.header["data"]["name"] for run in (a, b)]
     if name[0] != name[1]:
         raise DrbenchError(f"expected runs on the same images, got {name[0]} and {name[1]}")
-    each = [certified(run).assign(label=[row.label for row in run.ordered()]) for run in (a, b)]
+    each = [certified(run, norm).assign(label=[row.label for row in run.ordered()]) for run in (a, b)]
     for found, run in zip(each, (a, b), strict=True):
         found.index = pd.Index([row.id for row in run.ordered()])
     shared = [i for i in each[0].index if i in each[1].index]
@@ -79,7 +85,7 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None) -> DataFrame:
     first, second = (found.loc[shared] for found in each)
     if not first.label.equals(second.label):
         raise DrbenchError(f"{a.folder} and {b.folder} disagree on labels: they are not of the same images")
-    rows = [frame([run], radii) for run in (a, b)]
+    rows = [frame([run], radii, norm) for run in (a, b)]
     heads = [next(table.itertuples()) for table in rows]
     reach = [found.radius.where(found.correct, 0.0) for found in (first, second)]
     acr_low, acr_high = stats.bootstrap_mean(reach[0] - reach[1])
@@ -88,8 +94,10 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None) -> DataFrame:
         hits = [(found.correct & (found.radius >= radius)).to_numpy() for found in (first, second)]
         only_a, only_b = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
         low, high = stats.paired_interval(only_a, only_b, len(shared))
+        boot_low, boot_high = stats.bootstrap_mean(hits[0].astype(float) - hits[1])
         lines.append({"radius": radius, "accuracy_a": hits[0].mean(), "accuracy_b": hits[1].mean(),
-                      "difference": (only_a - only_b) / len(shared), "low": low, "high": high, "only_a": only_a,
+                      "difference": (only_a - only_b) / len(shared), "low": low, "high": high,
+                      "boot_low": boot_low, "boot_high": boot_high, "only_a": only_a,
                       "only_b": only_b, "p": stats.sign_test(only_a, only_a + only_b)})  # fmt: skip
     engines = [run.header["engine"] for run in (a, b)]
     facts = [{key: getattr(head, key) for key in PROTOCOL} | {"noise": where(head)} for head in heads]
@@ -103,6 +111,7 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None) -> DataFrame:
         ceiling_a=heads[0].ceiling, ceiling_b=heads[1].ceiling,
         same_noise=drawn and all(engines[0][key] == engines[1][key] for key in ("sigma", "seed", "block")),
         differs="; ".join(differs),
+        norm=norm,
         marks="; ".join(f"{side}: {head.marks}" for side, head in zip("AB", heads, strict=True) if head.marks),
         run_a=heads[0].run, run_b=heads[1].run,
     )  # fmt: skip
@@ -122,7 +131,7 @@ def _section(part: DataFrame) -> Iterator[str]:
     yield ""
     noise = "same noise" if head.same_noise else "different noise"
     extra = "".join(f"; {text}" for text in (head.differs, head.marks) if text)
-    yield f"{head.images} images, {noise}{extra}. Runs {head.run_a} and {head.run_b}."
+    yield f"{head.images} images, {head.norm} radii, {noise}{extra}. Runs {head.run_a} and {head.run_b}."
     yield ""
     yield "| r | A | B | A − B | A only | B only | p |"
     yield "|---" + "|---:" * 6 + "|"

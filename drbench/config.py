@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from drbench import protocols
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.recipe import Recipe
 
@@ -52,6 +53,13 @@ class Certify:
     n: int = 100_000  # estimation draws
     alpha: float = 0.001  # failure probability of each certificate
     block: int = 100  # draws per random stream; part of the identity of the noise
+    select: str = "votes"  # votes: class by n0 draws | label: the true class is tested, without selection draws
+    sequence: str = "e-process"  # sequential, hybrid: e-process | union, see `stats.decide_gaussian`
+    tolerance: float | None = None  # other modes than fixed: stop all images when no column can move by more; a share
+    noise: str = "gaussian"  # gaussian | uniform | laplace, of standard deviation sigma, see `drbench.noises`
+    sampler: str = "float"  # float | grid | sound, see `drbench.certifiers.noise`
+    bound: str = "clopper-pearson"  # clopper-pearson | randomized, see `stats.randomized_upper`
+    rounding: str = "none"  # none | significant3 | decimal4: radii as the protocol's program prints them
 
 
 @dataclass
@@ -68,6 +76,9 @@ class Run:
     batch_rows: Any = "auto"  # rows per network call; auto: found by a short measured search
     threads: int | None = None  # CPU threads; null: torch's default
     channels_last: bool = False
+    precision: str = "float32"  # float32 | bfloat16 | float16: autocast of the networks
+    compile: bool = False  # torch.compile of the networks
+    cuda_graphs: bool = False  # with compile, on CUDA: replayed as graphs
     executor: str = "inline"  # inline | processes | ray | slurm: who does the work, see `drbench.executors`
     workers: Any = "auto"  # of the other executors; auto: one for each accelerator, else one for each core
     timeout: float | None = None  # seconds without an answer after which a worker is replaced; null: never
@@ -81,6 +92,7 @@ class Config:
     """One benchmark file, resolved."""
 
     title: str = ""
+    protocol: str = ""  # constants of a paper's evaluation, see `drbench.protocols`; keys of this file win
     task: str = "certify"  # certify | train
     data: Data = field(default_factory=Data)
     defense: DefenseSpec = field(default_factory=DefenseSpec)
@@ -90,12 +102,12 @@ class Config:
     sweep: dict[str, Any] = field(default_factory=dict)
 
 
+SECTIONS = {"certify": Certify, "run": Run}
 PROTOCOLS = ("sound", "paper_code")
-EXECUTORS = ("inline", "processes", "ray", "slurm")
-MODES = ("fixed", "curtailed", "sequential", "hybrid")
 # What does not change the numbers that are being estimated, and so is not part of a run's identity.
 NOT_IDENTITY = (
     "title",
+    "protocol",
     "task",
     "train",
     "sweep",
@@ -104,6 +116,8 @@ NOT_IDENTITY = (
     "run.batch_rows",
     "run.threads",
     "run.channels_last",
+    "run.compile",
+    "run.cuda_graphs",
     "run.executor",
     "run.workers",
     "run.timeout",
@@ -111,9 +125,27 @@ NOT_IDENTITY = (
     "run.fsync",
     "run.listeners",
 )
+# Keys that are part of the identity only if they are not at their default: runs from before them keep theirs.
+LATER = {
+    "certify": ("select", "sequence", "tolerance", "noise", "sampler", "bound", "rounding"),
+    "run": ("precision",),
+}
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
 OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol")}
 ADAPTIVE_KEYS = ("radii", "give_up")  # belong to all modes but fixed
+CHOICES = {
+    "task": ("certify", "train"),
+    "certify.kind": tuple(OWN_KEYS),
+    "certify.mode": ("fixed", "curtailed", "sequential", "hybrid"),
+    "certify.select": ("votes", "label"),
+    "certify.sequence": ("e-process", "union"),
+    "certify.noise": ("gaussian", "uniform", "laplace"),
+    "certify.sampler": ("float", "grid", "sound"),
+    "certify.bound": ("clopper-pearson", "randomized"),
+    "certify.rounding": ("none", "significant3", "decimal4"),
+    "run.executor": ("inline", "processes", "ray", "slurm"),
+    "run.precision": ("float32", "bfloat16", "float16"),
+}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
@@ -144,6 +176,8 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     plain = OmegaConf.to_container(config)
     others = [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
     others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]
+    others += [f"{part}.{key}" for part, keys in LATER.items() for key in keys
+               if plain[part][key] == getattr(SECTIONS[part], key)]  # fmt: skip
     for key in (*NOT_IDENTITY, *others):
         *parents, last = key.split(".")
         place = plain
@@ -167,7 +201,16 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
     if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
         raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
     schema = OmegaConf.structured(Config)
-    return _guarded(path, lambda: OmegaConf.merge(schema, *layers, OmegaConf.from_dotlist(list(overrides))))
+    layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides))))
+    merged = _guarded(path, lambda: OmegaConf.merge(schema, *layers))
+    if not merged.protocol:
+        return merged
+    # The preset lies right under the layer that names it.
+    at = max(i for i, layer in enumerate(layers) if "protocol" in layer)
+    part, above = protocols.preset(merged.protocol, merged.data.name), layers[at:]
+    part["sweep"] = {key: values for key, values in part["sweep"].items()
+                     if not any(OmegaConf.select(layer, key) is not None for layer in above)}  # fmt: skip
+    return _guarded(path, lambda: OmegaConf.merge(schema, *layers[:at], part, *above))
 
 
 def _read(path: Path) -> DictConfig:
@@ -203,22 +246,31 @@ def _validate(path, config: DictConfig) -> None:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
     certify, rows, workers = config.certify, config.run.batch_rows, config.run.workers
     problems = [
-        (config.task not in ("certify", "train"), f"task is certify or train, got {config.task!r}"),
+        (
+            OmegaConf.select(config, key) not in known,
+            f"{key} is {', '.join(known)}, got {OmegaConf.select(config, key)!r}",
+        )
+        for key, known in CHOICES.items()
+    ]
+    problems += [
         (config.task == "train" and config.train is None, "task train needs the section train"),
-        (certify.kind not in OWN_KEYS, f"certify.kind is {' or '.join(OWN_KEYS)}, got {certify.kind!r}"),
-        (certify.mode not in MODES, f"certify.mode is {', '.join(MODES)}, got {certify.mode!r}"),
         (certify.mode != "fixed" and certify.kind != "gaussian", f"kind {certify.kind} has mode fixed only"),
         (not 0 < certify.give_up < 1, f"certify.give_up is in (0, 1), got {certify.give_up}"),
         (min(certify.radii or [0.0]) < 0, f"certify.radii are target radii >= 0, got {certify.radii}"),
         (not certify.sigma > 0, f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}"),
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
         (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
+        (not 0 < (certify.tolerance or 0.5) < 1, f"certify.tolerance is a share in (0, 1), got {certify.tolerance}"),
+        *(
+            (certify[key] != getattr(Certify, key) and not fits, f"certify.{key} needs certify.{what}")
+            for key, fits, what in _needs(certify)
+        ),
+        (config.run.cuda_graphs and not config.run.compile, "run.cuda_graphs needs run.compile"),
         (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
         (
             workers != "auto" and not (type(workers) is int and workers > 0),
             f"run.workers is auto or > 0, got {workers!r}",
         ),
-        (config.run.executor not in EXECUTORS, f"run.executor is {', '.join(EXECUTORS)}, got {config.run.executor!r}"),
     ]
     if certify.kind == "cascade":
         scales, sigma, known = list(certify.sigmas or []), certify.sigma, " or ".join(PROTOCOLS)
@@ -237,3 +289,16 @@ def _validate(path, config: DictConfig) -> None:
     for wrong, expected in problems:
         if wrong:
             raise DrbenchError(f"{path}: expected: {expected}")
+
+
+def _needs(certify: DictConfig) -> list[tuple[str, bool, str]]:
+    """Keys that only mean something, or are only sound, beside others: key, whether these are so, which they are."""
+    single, early = certify.kind == "gaussian", certify.mode != "fixed"
+    return [
+        ("select", single, "kind: gaussian"),
+        ("noise", single, "kind: gaussian"),
+        ("bound", single and not early and certify.noise == "gaussian", "kind, noise: gaussian and mode: fixed"),
+        ("sequence", certify.mode in ("sequential", "hybrid"), "mode: sequential or hybrid"),
+        ("tolerance", early, "mode: curtailed, sequential or hybrid"),
+        ("sampler", certify.sampler != "sound" or certify.noise == "gaussian", "noise: gaussian"),
+    ]

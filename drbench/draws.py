@@ -54,16 +54,22 @@ def normals(spans: Sequence[Span], index: int, size: int) -> np.ndarray:
     which a true normal exceeds once in 7e10 draws; and 32 bits for the angle. A row starts at a word of its own.
     """
     half = (size + 1) // 2
-    words = np.empty(half * sum(stop - start for _, start, stop in spans), np.uint64)
+    bits = words(spans, index, half)
+    numbers = np.empty((len(bits), 2), np.float32)
+    for first in range(0, len(bits), IN_CACHE):
+        _box_muller(bits[first : first + IN_CACHE], numbers[first : first + IN_CACHE])
+    return numbers.reshape(-1, 2 * half)[:, :size]
+
+
+def words(spans: Sequence[Span], index: int, per_row: int) -> np.ndarray:
+    """64 fair random bits, `per_row` times for each row of all spans, from stream `index`: a flat uint64 array."""
+    found = np.empty(per_row * sum(stop - start for _, start, stop in spans), np.uint64)
     at = 0
     for key, start, stop in spans:
-        count = half * (stop - start)
-        words[at : at + count] = _words(key, index, half * start, count)
+        count = per_row * (stop - start)
+        found[at : at + count] = _words(key, index, per_row * start, count)
         at += count
-    numbers = np.empty((len(words), 2), np.float32)
-    for first in range(0, len(words), IN_CACHE):
-        _box_muller(words[first : first + IN_CACHE], numbers[first : first + IN_CACHE])
-    return numbers.reshape(-1, 2 * half)[:, :size]
+    return found
 
 
 def _box_muller(words: np.ndarray, out: np.ndarray) -> None:

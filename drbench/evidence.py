@@ -22,7 +22,9 @@ class Stage:
     sigma : float
         Noise standard deviation, pixel units.
     select, votes : dict
-        class -> count of the selection and of the (disjoint) estimation draws; absent classes got none.
+        class -> count of the selection and of the (disjoint) estimation draws; absent classes got none. `ABSTAIN`
+        counts draws whose noise was not certain to the last bit (`drbench.certifiers.noise`): votes against every
+        class. Without selection draws `select` names a class, with count 0.
     n0, n : int
         Number of draws that were made. Votes that do not sum to them are refused.
     """
@@ -66,19 +68,24 @@ class Evidence:
         In the order in which they were tried.
     clean : tuple of float, optional
         Logits of the clean image, for answers that carry no certificate. Only cascades ask for them.
+    uniform : float, optional
+        Number in (0, 1) that belongs to the image, for randomized bounds: drawn once, never again.
     """
 
     stages: tuple[Stage, ...]
     clean: tuple[float, ...] | None = None
+    uniform: float | None = None
 
     def to_json(self) -> dict:
-        stages = [stage.to_json() for stage in self.stages]
-        return {"stages": stages} if self.clean is None else {"stages": stages, "clean": list(self.clean)}
+        extra = {"clean": self.clean and list(self.clean), "uniform": self.uniform}
+        given = {key: value for key, value in extra.items() if value is not None}
+        return {"stages": [stage.to_json() for stage in self.stages], **given}
 
     @classmethod
     def from_json(cls, raw: Mapping) -> Evidence:
         clean = raw.get("clean")
-        return cls(tuple(Stage.from_json(stage) for stage in raw["stages"]), clean and tuple(map(float, clean)))
+        stages = tuple(Stage.from_json(stage) for stage in raw["stages"])
+        return cls(stages, clean and tuple(map(float, clean)), raw.get("uniform"))
 
 
 @dataclass(frozen=True)

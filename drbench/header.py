@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, cost, record, registry, stats, stopping
+from drbench import config, cost, protocols, record, registry, stats, stopping
 from drbench.api import Defense
+from drbench.certifiers.noise import sampling
 from drbench.data import Images
 from drbench.weights import Weights
 
@@ -36,15 +37,22 @@ def engine(cell: DictConfig, images: Images) -> dict:
         "seed": cell.run.seed,
     }
     if spec.mode != "fixed":
-        about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up)
+        about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up, spec.noise)
+        about |= {"tolerance": spec.tolerance} if spec.tolerance is not None else {}
     if spec.kind == "cascade":
         options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
         about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
-    return about
+    own = {key: spec[key] for key in ("noise", "bound") if spec[key] != getattr(config.Certify, key)}
+    own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != config.Certify.sequence else {}
+    about |= {"options": about.get("options", {}) | own} if own else {}
+    about |= {"select": "label", "n0": 0} if spec.select == "label" else {}
+    about |= {"sampling": sampling(spec.sampler, images, spec.noise)} if spec.sampler != "float" else {}
+    return about | ({"rounding": spec.rounding} if spec.rounding != "none" else {})
 
 
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:
     """Header of a run that has not begun: what does not depend on where and when it runs."""
+    plain = OmegaConf.to_container(cell)
     parameters = sum(p.numel() for p in defense.parameters())
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
@@ -53,6 +61,11 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
         "identity": identity,
         "title": cell.title,
         "engine": engine(cell, images),
+        **(
+            {"protocol": {"name": cell.protocol, "differs": protocols.differences(cell.protocol, plain)}}
+            if cell.protocol
+            else {}
+        ),
         "defense": {
             "name": cell.defense.name,
             "variant": cell.defense.variant,
@@ -70,6 +83,7 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
             "subset": images.subset,
             "images": len(images),
             "sha256": images.sha256,
+            "shape": list(images.shape),
             "ids": list(images.ids),
         },
         "flags": ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else [],
@@ -97,6 +111,18 @@ def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_ro
     if any(made != made_with[0] for made in made_with) and MIXED not in header["flags"]:
         header["flags"].append(MIXED)
     return name
+
+
+def note_flips(header: dict, found: Sequence[dict | None]) -> None:
+    """Store, and flag, how many votes of a sample differ from those in float32 (`execution.vote_flips`)."""
+    if None in found:  # it is float32
+        return
+    environment = header["sessions"][-1]["environment"]
+    rows, flipped = (sum(each[key] for each in found) for key in ("rows", "flipped"))
+    environment["vote_flips"] = {"rows": rows, "flipped": flipped, "rate": flipped / rows}
+    if not any(flag.startswith("reduced precision") for flag in header["flags"]):
+        text = f"{environment['precision']}, {flipped} of {rows} sampled votes differ from float32"
+        header["flags"].append(f"reduced precision: {text}")
 
 
 def sources(name: str) -> dict[str, str]:
@@ -146,13 +172,15 @@ def _environment(device: torch.device, cell: DictConfig, batch_rows: int, worker
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "precision": "float32",
+        "precision": cell.run.precision,
         "tf32": on_gpu and torch.backends.cuda.matmul.allow_tf32,
         "threads": torch.get_num_threads(),
         "batch_rows": batch_rows,
         "executor": cell.run.executor,
         "workers": workers,
         "channels_last": cell.run.channels_last,
+        "compiled": cell.run.compile,
+        "cuda_graphs": cell.run.cuda_graphs,
     }
 
 

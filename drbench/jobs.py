@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, config, cost, header, stats, weights
-from drbench.api import Defense
+from drbench import build, config, cost, execution, header, stats, weights
+from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import largest_useful
 from drbench.data import Images
@@ -30,16 +30,21 @@ class Certification:
         The resolved config.
     batch_rows, images : int
         Rows of a batch at most, and images that are to be done, by which a short run is shared out.
+    done : tuple of Evidence or None
+        Of the other images of the subset (None: failed).
     """
 
     cell: dict
     batch_rows: int
     images: int
+    done: tuple[Evidence | None, ...] = ()
 
     def open(self, resident: dict, worker: int, workers: int) -> Work:
         cell = OmegaConf.create(self.cell)
         images = build.images(cell)
         defense = prepare(cell, images, resident, worker, workers)
+        if cell.run.compile:
+            execution.compile_networks(defense, cell.run.cuda_graphs)
         engine = header.engine(cell, images)
         share = -(-self.images // workers) * (cell.certify.n0 + cell.certify.n)
         rows = largest_useful(self.batch_rows, share, defense.device)
@@ -53,6 +58,8 @@ class Certification:
                     defense,
                     images.x,
                     images.ids,
+                    images.y.tolist(),
+                    self.done,
                     rows=units,
                     batch_rows=rows,
                     backed_off=lambda rows: now.update(rows=rows),
@@ -84,6 +91,9 @@ def prepare(cell: DictConfig, images: Images, resident: dict, worker: int = 0, w
         defense = build.defense(cell.defense, images, checkpoints, cell.run.seed).to(device)
         if cell.run.channels_last:
             defense = defense.to(memory_format=torch.channels_last)
+        if cell.run.cuda_graphs:
+            execution.require_cuda(defense)
+        execution.reduce_precision(defense, cell.run.precision)
         resident[key] = defense
     for sigma in config.levels(cell):
         resident[key].require(sigma)

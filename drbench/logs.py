@@ -66,6 +66,7 @@ class Format:
     optional: tuple[str, ...] = ()
     epilogue: bool = False  # text may follow the last image
     wants: tuple[str, ...] = ()  # settings without which it cannot be read
+    ceiling: bool = True  # whether the largest possible radius is that of n unanimous votes at sigma and alpha
 
 
 def _plain(cells: Mapping[str, str], settings: Settings, number: int, radius: str = "radius", **detail) -> Line:
@@ -108,12 +109,16 @@ FORMATS = {
     "cohen": Format(COHEN, _plain),
     "densepure": Format(COHEN[:-1], _plain),
     "rrcm": Format(COHEN[1:], _plain, header=False),
-    "multiscale": Format((*COHEN[:4], "r_neg", "correct", "pred_uc", "corr_uc", "stage", "time"), _multiscale),
-    "iss": Format((*COHEN[:3], "pA", "samplesize", "radius", "correct", "time_forward"), _iss, epilogue=True),
+    "multiscale": Format(
+        (*COHEN[:4], "r_neg", "correct", "pred_uc", "corr_uc", "stage", "time"), _multiscale, ceiling=False
+    ),
+    "iss": Format(
+        (*COHEN[:3], "pA", "samplesize", "radius", "correct", "time_forward"), _iss, epilogue=True, ceiling=False
+    ),
     "ars": Format((*COHEN[:3], "linf_radius", "prob_lb", "correct", "time"), _ars, wants=("dimension",)),
     "ensembles": Format(
         (*COHEN[:4], "proved", "correct", "levels_needed", "estimated_pr", "time"), _ensembles, wants=("target",),
-        optional=("samples_needed", "early_stoppings", "additional_batches_needed"),
+        optional=("samples_needed", "early_stoppings", "additional_batches_needed"), ceiling=False,
     ),
 }  # fmt: skip
 
@@ -197,7 +202,8 @@ def oddities(lines: Sequence[Line], settings: Settings, form: str = "cohen") -> 
             f"{len(lines)} of {len(lines) + len(missing)}; accuracies are over those that are there"
         )
     told = FORMATS[form].wants != ("target",)  # radii of the log itself
-    implied = implied_alpha(lines, settings) if told else None
+    # Cascades split alpha over their scales, ISS draws another number for each image: no ceiling of n and alpha.
+    implied = implied_alpha(lines, settings) if FORMATS[form].ceiling else None
     if implied and not implied[0] <= settings.alpha <= implied[1]:
         found.append(
             f"the largest radius {max(line.radius for line in lines):g} is that of n = {settings.n:,} unanimous votes "

@@ -11,10 +11,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from drbench import build, stats, stopping, weights
+from drbench import build, noises, stats, stopping, weights
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batching import find_batch_rows
+from drbench.certifiers.noise import sampling
 from drbench.data import Images
 from drbench.progress import Progress
 
@@ -39,6 +40,8 @@ def certify(
     alpha: float = 0.001,
     mode: str = "fixed",
     protocol: str = "sound",
+    noise: str = "gaussian",
+    sampler: str = "float",
     seed: int = 0,
     block: int = 100,
     batch_rows: int | None = None,
@@ -58,6 +61,10 @@ def certify(
         Of one noise level: whether n draws are made, or at most n (see `drbench.stopping`); targets are the quarters.
     protocol : {"sound", "paper_code"}
         Of a cascade: see `stats.decide_cascade`.
+    noise : {"gaussian", "uniform", "laplace"}
+        Of one noise level: smoothing distribution, of standard deviation sigma; radii of the last two are l1.
+    sampler : {"float", "grid", "sound"}
+        See `drbench.certifiers.noise`; the last two are for images on a grid, as 8-bit images are.
     seed, block : int
         Key of the random streams.
     batch_rows : int, optional
@@ -66,9 +73,10 @@ def certify(
     Returns
     -------
     DataFrame
-        Columns id, label, prediction (-1: abstained), radius (l2, pixel units), correct, error; for one noise level
-        p_lower, radius_multiclass (NaN in modes that stop early); for a cascade sigma (where it stopped), reason (of an
-        abstention), and without a certificate fallback, mixed (see `stats.empirical`).
+        Columns id, label, prediction (-1: abstained), radius (pixel units), correct, error; for one noise level
+        p_lower, radius_multiclass (NaN in modes that stop early, and for other than Gaussian noise); for a cascade
+        sigma (where it stopped), reason (of an abstention), and without a certificate fallback, mixed (see
+        `stats.empirical`).
 
     Examples
     --------
@@ -86,19 +94,24 @@ def certify(
     if mode != "fixed":
         if mode not in stats.MODES or not isinstance(sigma, Real):
             raise DrbenchError(f"expected mode fixed, or for one sigma {', '.join(stats.MODES)}; got {mode!r}")
-        engine |= stopping.plan(mode, sigma, n, alpha)
+        engine |= stopping.plan(mode, sigma, n, alpha, noise=noise)
+    if noise != "gaussian":
+        if noise not in noises.NOISES or not isinstance(sigma, Real):
+            raise DrbenchError(f"expected noise gaussian, or for one sigma {', '.join(noises.NOISES)}; got {noise!r}")
+        engine["options"] = engine.get("options", {}) | {"noise": noise}
     stats.check_budget(n, alpha / len(scales))
     stats.check_reach(engine)
     if not isinstance(images, Images):
         x, y = (torch.as_tensor(part).detach().cpu() for part in images)
         images = Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
+    engine |= {"sampling": sampling(sampler, images, noise)} if sampler != "float" else {}
     defense.eval()
     for level in scales:
         defense.require(level)
     gaussian.check_images(defense, images.x)
     gaussian.check_draws(n0, n, block)
     rows = find_batch_rows(defense, max(scales), len(images) * (n0 + n)) if batch_rows is None else batch_rows
-    observations = kinds.observe(engine, defense, images.x, images.ids, batch_rows=rows)
+    observations = kinds.observe(engine, defense, images.x, images.ids, images.y.tolist(), batch_rows=rows)
     found: dict[int, dict] = {}  # images may be settled in another order than they were given
     with Progress(f"{type(defense).__name__} sigma {', '.join(map(str, scales))}", len(images), "images") as bar:
         for seen in observations:
@@ -122,7 +135,7 @@ def _tidy(image_id, label: int, seen: gaussian.Observation, engine: dict) -> dic
     found = stats.decide_as(engine, seen.evidence) if seen.evidence else stats.Certificate(stats.ABSTAIN, 0.0)
     free = stats.empirical(seen.evidence, found) if seen.evidence else None
     detail = dict(DETAIL[engine["certifier"]])
-    if "mode" in engine.get("options", {}):
+    if {"mode", "noise"} & set(engine.get("options", {})):
         detail["radius_multiclass"] = math.nan
     return {
         "id": image_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from drbench import stats, summary
+from drbench import summary
 from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.summary import DATA, METHOD
@@ -28,13 +28,14 @@ STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlesize": 12, "svg.hashsalt": "drbench", "svg.fonttype": "none", "text.parse_math": False,
 }  # fmt: skip
+NORMS = {"l1": "ℓ₁", "l2": "ℓ₂", "linf": "ℓ∞"}
 PAIRED = ["weights", "n0", "n", "alpha"]  # equal in runs whose curves may stand beside each other
 
 
-def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
+def radius_curves(runs: Sequence[Run], stem: str | Path, norm: str | None = None) -> list[Path]:
     """Write `<stem>.png` and `<stem>.svg`; the same records give the same bytes.
 
-    x: l2 radius in pixel units. y: certified accuracy in % of all recorded images, exact steps at the certified radii,
+    x: radius in pixel units. y: certified accuracy in % of all recorded images, exact steps at the certified radii,
     with pointwise 95 % Clopper-Pearson bands. Dotted: ceiling radii, beyond which nothing can be certified. The
     envelope is an oracle over the test set; its symbols, every 0.25, say which sigma wins. Thin, beside a cascade: the
     runs at single sigmas that share its weights and draws.
@@ -44,11 +45,19 @@ def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     runs : sequence of Run
         Panels are per data set, subset and sigma (or scales of a cascade); a defense and variant has one colour and
         dash in all of them.
+    norm : {"l1", "l2", "linf"}, optional
+        Of the radii; by default that in which the runs certify.
     """
-    stem, curves = Path(stem), _curves(runs)
+    curves = _curves(runs, norm)
+    return save(lambda: _draw(curves), stem)
+
+
+def save(draw: Callable[[], Figure], stem: str | Path) -> list[Path]:
+    """Write what `draw` returns, drawn in our style, as `<stem>.png` and `<stem>.svg`; always the same bytes."""
+    stem = Path(stem)
     png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
     with matplotlib.rc_context(STYLE):
-        figure = _draw(curves)
+        figure = draw()
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(png, metadata={"Software": None})
@@ -58,23 +67,25 @@ def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     return [png, svg]
 
 
-def _curves(runs: Sequence[Run]) -> DataFrame:
+def _curves(runs: Sequence[Run], norm: str | None = None) -> DataFrame:
     """`summary.frame` at every radius where a curve of the same method steps, and at the quarters."""
     methods: dict[tuple, list[Run]] = {}
+    norm = summary.common_norm(runs, norm) if runs else "l2"
     for run in runs:
         if any(run.ordered()):
             data, defense = run.header["data"], run.header["defense"]
             methods.setdefault((data["name"], data["subset"], defense["name"], defense["variant"]), []).append(run)
-    order = summary.frame(runs, radii=[0.0])[[*DATA, *METHOD]].drop_duplicates().itertuples(index=False, name=None)
-    return pd.concat([summary.frame(methods[key], radii=_steps(methods[key])) for key in order], ignore_index=True)
+    order = summary.frame(runs, [0.0], norm)[[*DATA, *METHOD]].drop_duplicates().itertuples(index=False, name=None)
+    return pd.concat(
+        [summary.frame(methods[key], _steps(methods[key], norm), norm) for key in order], ignore_index=True
+    )
 
 
-def _steps(runs: Sequence[Run]) -> np.ndarray:
-    engines = [run.header["engine"] for run in runs]
-    ceilings = [stats.reach(engine) for engine in engines]
+def _steps(runs: Sequence[Run], norm: str) -> np.ndarray:
+    ceilings = [summary.reach(run, norm) for run in runs]
     quarters = np.arange(math.floor(4 * max(ceilings)) + 1) / 4
-    steps = [found.radius[found.correct] for found in map(summary.certified, runs)]
-    return np.unique(np.concatenate([quarters, ceilings, *steps]))
+    certified = (summary.certified(run, norm) for run in runs)
+    return np.unique(np.concatenate([quarters, ceilings, *(found.radius[found.correct] for found in certified)]))
 
 
 class Panel(NamedTuple):
@@ -83,29 +94,30 @@ class Panel(NamedTuple):
     title: str
     curves: list[DataFrame]
     ceilings: dict[float, str]  # radius -> label
+    norm: str = "l2"
     oracle: bool = False
     cascade: bool = False
     beside: tuple[DataFrame, ...] = ()  # thin curves, each with its sigma written to it
 
 
 def _panels(curves: DataFrame) -> list[Panel]:
-    panels, several = [], len(curves.groupby(DATA)) > 1
+    panels, several, norm = [], len(curves.groupby(DATA)) > 1, curves["norm"].iat[0]
     for (dataset, subset), part in curves.groupby(DATA):
         prefix, limits = f"{dataset} {subset}, " if several else "", {}
         single, cascade = summary.split(part)
         for sigma, level in single.groupby("sigma"):
-            panels.append(Panel(f"{prefix}σ = {sigma:g}", _reached(level), _limits(level)))
+            panels.append(Panel(f"{prefix}σ = {sigma:g}", _reached(level), _limits(level), norm))
             limits[level["ceiling"].max()] = f"ceiling at σ = {sigma:g}"
         if limits:
             methods = (summary.envelope(line) for _, line in single.groupby(METHOD, sort=False))
             lines = [line[line["radius"] <= max(limits)] for line in methods]
-            panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, oracle=True))
+            panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, norm, oracle=True))
         for sigmas, level in cascade.groupby("sigmas"):
             pairs = level[PAIRED].drop_duplicates()
             beside = single[single["sigma"].isin([float(sigma) for sigma in sigmas.split(", ")])]
             lines, singles = _reached(level), tuple(_reached(beside.merge(pairs)))
             title = f"{prefix}cascade over σ = {sigmas}"
-            panels.append(Panel(title, lines, _limits(level), cascade=True, beside=singles))
+            panels.append(Panel(title, lines, _limits(level), norm, cascade=True, beside=singles))
     return panels
 
 
@@ -119,7 +131,7 @@ def _limits(level: DataFrame) -> dict[float, str]:
 
 
 def _draw(curves: DataFrame) -> Figure:
-    panels, styles = _panels(curves), _styles(curves)
+    panels, styles = _panels(curves), line_styles(curves)
     single, _ = summary.split(curves)
     markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(single["sigma"].unique()))}
     handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
@@ -144,7 +156,7 @@ def _draw(curves: DataFrame) -> Figure:
     return figure
 
 
-def _styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
+def line_styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
     """(defense, variant) -> colour and dash."""
     keys = enumerate(curves[METHOD].drop_duplicates().itertuples(index=False, name=None))
     return {key: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]} for i, key in keys}
@@ -175,7 +187,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     beyond = ", ".join(f"{radius:.2f}" for radius in sorted(panel.ceilings) if radius > right)
     if beyond:
         axes.text(right, 99, f"ceiling: {beyond}  ", va="top", ha="right", fontsize=8.5, color="#555555")
-    axes.set(title=panel.title, xlabel="ℓ₂ radius (pixel units)", xlim=(0, right), ylim=(0, 100))
+    axes.set(title=panel.title, xlabel=f"{NORMS[panel.norm]} radius (pixel units)", xlim=(0, right), ylim=(0, 100))
 
 
 def _shown(panel: Panel) -> float:

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, config, executors, header, leases, record, registry, stats, weights
+from drbench import build, config, execution, executors, header, leases, record, registry, stats, weights
 from drbench.api import DrbenchError
+from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
 from drbench.executors.units import Units
@@ -146,20 +147,26 @@ def _run_cell(
     done = begun.rows if begun else {}
     if options.retry_errors:
         done = {image_id: row for image_id, row in done.items() if not row.error}
+    if cell.certify.tolerance is not None:
+        _require_whole_table(cell, options)
     shard, shards = options.shard
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
     if todo:
         defense = prepare(cell, images, crew.resident)
         executor = crew.executor(cell)
         rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
+        flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
         _open(folder, cell)
         with record.locked(folder):
             exists = os.path.exists(folder / "run.json")
             about = record.read_header(folder) if exists else header.new(cell, identity, images, defense, checkpoints)
             session = header.begin_session(about, cell, defense.device, rows, executor.workers)
+            header.note_flips(about, flips)
             record.write_header(folder, about)
         try:
-            job = Certification(OmegaConf.to_container(cell), rows, len(todo))
+            again = {images.ids[unit] for unit in todo}
+            others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
+            job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
             rows = _observe(cell, folder, images, todo, job, executor, begun, options)
             if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
                 crew.batch_rows = {next(iter(crew.resident)): rows}
@@ -174,6 +181,22 @@ def _run_cell(
         )
     print(folder, flush=True)
     return folder
+
+
+def _require_whole_table(cell: DictConfig, options: Options) -> None:
+    if options.limit or options.shard != (1, 1) or cell.run.executor != "inline":
+        raise DrbenchError(
+            "certify.tolerance is about all images of a table at once: expected no --limit (but a smaller subset), no "
+            "--shard, and run.executor=inline"
+        )
+
+
+def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_rows: int) -> dict | None:
+    """How reduced precision changes votes at a noise level; None in full precision."""
+    if cell.run.precision == "float32":
+        return None
+    smoothing = kinds.smoothing(header.engine(cell, images))
+    return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
 
 
 def _workers(cell: DictConfig) -> int:

@@ -9,6 +9,7 @@ betting martingale of Voracek 2024, "Treatment of statistical estimation problem
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from scipy import optimize, special
 
@@ -73,3 +74,23 @@ def share_above(votes: int, draws: int, alpha: float) -> float:
 def share_below(votes: int, draws: int, alpha: float) -> float:
     """Upper limit of the true share that may be looked at after every draw: P(ever below it) <= alpha."""
     return 1 - share_above(draws - votes, draws, alpha)
+
+
+def checkpoints(most: int, block: int = 100, growth: float = 1.1) -> list[int]:
+    """Numbers of draws at which decisions are taken: multiples of `block`, about `growth` apart, the last is `most`."""
+    found = [min(block, most)]
+    while found[-1] < most:
+        step = max(block, round(found[-1] * (growth - 1) / block) * block)
+        found.append(min(found[-1] + step, most))
+    return found
+
+
+def union_level(alpha: float, draws: int, points: Sequence[int]) -> float:
+    """Level of a fixed-size test at checkpoint number k = 1, 2, ...: 5 alpha / ((k + 4) (k + 5)), in sum alpha.
+
+    So all of them hold together (Voracek 2024, Alg. 1 and App. C.2). Tests are taken at checkpoints only.
+    """
+    if draws not in points:
+        raise DrbenchError(f"expected a number of draws at which the sequence is looked at, got {draws}")
+    number = points.index(draws) + 1
+    return 5 * alpha / ((number + 4) * (number + 5))

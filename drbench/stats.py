@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
+from drbench import noises
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate, Evidence, Stage
-from drbench.sequential import share_above
+from drbench.sequential import checkpoints, share_above, union_level
 
 VERSIONS = {
     "gaussian": 1,
@@ -39,6 +40,28 @@ def cp_upper(k: int, n: int, alpha: float) -> float:
     """One-sided Clopper-Pearson upper limit, level 1 - alpha; 1 for k = n."""
     _check_counts(k, n, alpha)
     return 1.0 if k == n else float(special.betainccinv(k + 1, n - k, alpha))
+
+
+def randomized_upper(k: int, n: int, alpha: float, uniform: float) -> float:
+    """Upper limit of a proportion, level exactly 1 - alpha (Stevens 1950; Voracek 2024, Definition 2.3).
+
+    The p at which P(Bin(n, p) < k) + u P(Bin(n, p) = k) = alpha, with u = `uniform` drawn once from (0, 1),
+    independently of the counts: between the Clopper-Pearson limits of k - 1 and of k. 0 if k = 0 and u <= alpha.
+    """
+    _check_counts(k, n, alpha)
+    if not 0 <= uniform <= 1:
+        raise DrbenchError(f"expected a uniform number in [0, 1] for a randomized limit, got {uniform}")
+    if k == 0:
+        return float(-np.expm1(math.log(alpha / uniform) / n)) if uniform > alpha else 0.0
+
+    def excess(p: float) -> float:
+        below, up_to = special.bdtr(k - 1, n, p), special.bdtr(k, n, p) if k < n else 1.0
+        return float((1 - uniform) * below + uniform * up_to) - alpha
+
+    low, high = cp_upper(k - 1, n, alpha), cp_upper(k, n, alpha)
+    if excess(high) >= 0:  # u = 1, or rounding
+        return high
+    return low if excess(low) <= 0 else float(optimize.brentq(excess, low, high, xtol=1e-300, rtol=1e-12))
 
 
 def _check_counts(k: int, n: int, alpha: float) -> None:
@@ -114,16 +137,16 @@ def multiclass_radius(k: int, rival: int, n: int, alpha: float, sigma: float) ->
     return max(0.0, sigma / 2 * float(-special.ndtri(q_a) - special.ndtri(p_b)))
 
 
-def ceiling_radius(n: int, alpha: float, sigma: float) -> float:
-    """The largest radius that n unanimous votes can certify: sigma * Phi^-1(alpha^(1/n))."""
-    return gaussian_radius(n, n, alpha, sigma)
+def ceiling_radius(n: int, alpha: float, sigma: float, noise: str = "gaussian") -> float:
+    """The largest radius that n unanimous votes can certify: sigma * Phi^-1(alpha^(1/n)) for Gaussian noise."""
+    return noises.radius(cp_upper(0, n, alpha), sigma, noise)
 
 
-def smallest_votes(n: int, alpha: float, radius_over_sigma: float = 0.0) -> int | None:
+def smallest_votes(n: int, alpha: float, radius_over_sigma: float = 0.0, noise: str = "gaussian") -> int | None:
     """Fewest votes of n that certify a radius > 0 (or >= `radius_over_sigma` > 0); None if no number does."""
 
     def certifies(k: int) -> bool:
-        radius = gaussian_radius(k, n, alpha, 1.0)
+        radius = noises.radius(cp_upper(n - k, n, alpha), 1.0, noise)
         return radius > 0 if radius_over_sigma == 0 else radius >= radius_over_sigma
 
     if not certifies(n):
@@ -177,12 +200,25 @@ def levels(engine: Mapping) -> list[float]:
     return sorted(options["sigmas"], reverse=True) if "sigmas" in options else [engine["sigma"]]
 
 
+def noise(engine: Mapping) -> str:
+    """Smoothing distribution of such a run."""
+    return engine.get("options", {}).get("noise", "gaussian")
+
+
+def norm(engine: Mapping) -> str:
+    """Norm in which such a run certifies."""
+    return noises.NOISES[noise(engine)].norm
+
+
 def reach(engine: Mapping) -> float:
-    """The largest radius that such a run can certify: that of unanimous votes at the first level."""
+    """The largest radius that such a run can certify: that of unanimous votes at the first level.
+
+    With a randomized bound, that of the least fortunate image with unanimous votes.
+    """
     if engine["certifier"] == "imported":
         return engine["reach"]
     n0, n = engine["n0"], engine["n"]
-    return decide_as(engine, Evidence((Stage(levels(engine)[0], {0: n0}, n0, {0: n}, n),))).radius
+    return decide_as(engine, Evidence((Stage(levels(engine)[0], {0: n0}, n0, {0: n}, n),), uniform=1.0)).radius
 
 
 # Mode of drawing -> the share of alpha that is spent on looking at the votes before the budget ends.
@@ -199,37 +235,67 @@ def check_reach(engine: Mapping) -> None:
         )
 
 
-def decide_gaussian(evidence: Evidence, alpha: float, *, mode: str = "fixed", budget: int | None = None) -> Certificate:
+BOUNDS = ("clopper-pearson", "randomized")
+
+
+def decide_gaussian(
+    evidence: Evidence,
+    alpha: float,
+    *,
+    mode: str = "fixed",
+    budget: int | None = None,
+    sequence: str = "e-process",
+    block: int = 100,
+    noise: str = "gaussian",
+    bound: str = "clopper-pearson",
+) -> Certificate:
     """Cohen's CERTIFY: class from the selection votes (ties: lowest class), bound from the estimation votes.
 
-    Abstains unless p_lower > 1/2. `detail` holds p_lower and, in mode `fixed`, the multi-class radius of the same class
-    (certified at alpha by itself: a further column, not a second claim to be combined with the first).
+    Abstains unless p_lower > 1/2. `detail` holds p_lower and, in mode `fixed` under Gaussian noise, the multi-class
+    radius of the same class (certified at alpha by itself: a further column, not a second claim to be combined with
+    the first). Without selection draws the one class of `select` was named in advance.
 
     Parameters
     ----------
     mode : {"fixed", "curtailed", "sequential", "hybrid"}
         How many draws were made: a fixed number; of a fixed number those that could still change the outcome (the rest
         count as votes against the class); or as many as it took, at most `budget`. "sequential" bounds the share at
-        any time (`drbench.sequential`), "hybrid" too, with a tenth of alpha, and with the rest by Clopper-Pearson where
-        the whole budget was drawn; the better of the two holds by a union bound.
+        any time, "hybrid" too, with a tenth of alpha, and with the rest by Clopper-Pearson where the whole budget was
+        drawn; the better of the two holds by a union bound.
     budget : int, optional
         Most draws of an image; needed in every mode but "fixed".
+    sequence : {"e-process", "union"}, block : int
+        What bounds the share at any time: `sequential.share_above`, or Clopper-Pearson limits that share alpha over the
+        checkpoints of `budget` and `block`.
+    noise : {"gaussian", "uniform", "laplace"}
+        Smoothing distribution: in which norm, and how far, a share certifies (`drbench.noises`).
+    bound : {"clopper-pearson", "randomized"}
+        In mode `fixed`: the second uses the uniform number of the evidence (`randomized_upper`).
     """
     if len(evidence.stages) != 1:
         raise DrbenchError(f"certifier 'gaussian' expects evidence of one stage, got {len(evidence.stages)}")
     (stage,) = evidence.stages
     top = top_class(stage.select)
     k = stage.votes.get(top, 0)
-    p_lower, q_upper = vote_share(mode, k, stage.n, stage.n if mode == "fixed" else budget, alpha)
-    radius = max(0.0, stage.sigma * float(-special.ndtri(q_upper)))
+    if bound == "randomized":
+        if mode != "fixed" or evidence.uniform is None:
+            raise DrbenchError("a randomized bound needs mode fixed and evidence with a uniform number of the image")
+        q_upper = randomized_upper(stage.n - k, stage.n, alpha, evidence.uniform)
+        p_lower = 1 - q_upper
+    else:
+        most = stage.n if mode == "fixed" else budget
+        p_lower, q_upper = vote_share(mode, k, stage.n, most, alpha, sequence, block)
+    radius = noises.radius(q_upper, stage.sigma, noise)
     detail = {"class": top, "p_lower": p_lower}
-    if mode == "fixed":
+    if mode == "fixed" and noise == "gaussian" and bound == "clopper-pearson":
         rival = max((count for c, count in stage.votes.items() if c != top), default=0)
         detail["radius_multiclass"] = multiclass_radius(k, rival, stage.n, alpha, stage.sigma)
     return Certificate(top if radius > 0 else ABSTAIN, radius, detail)
 
 
-def vote_share(mode: str, k: int, n: int, budget: int | None, alpha: float) -> tuple[float, float]:
+def vote_share(
+    mode: str, k: int, n: int, budget: int | None, alpha: float, sequence: str = "e-process", block: int = 100
+) -> tuple[float, float]:
     """Lower limit of a share after k votes in n draws, level 1 - alpha, and 1 minus it without loss of digits."""
     if mode not in MODES:
         raise DrbenchError(f"unknown mode {mode!r}; available: {', '.join(MODES)}")
@@ -237,15 +303,19 @@ def vote_share(mode: str, k: int, n: int, budget: int | None, alpha: float) -> t
         raise DrbenchError(f"mode {mode}: expected k <= n <= budget, got k={k}, n={n}, budget={budget}")
     if mode in ("fixed", "curtailed"):
         return cp_lower(k, budget, alpha), cp_upper(budget - k, budget, alpha)
-    limits = [share_above(k, n, MODES[mode] * alpha)]
+    if sequence == "union":
+        limits = [cp_lower(k, n, union_level(MODES[mode] * alpha, n, checkpoints(budget, block)))]
+    else:
+        limits = [share_above(k, n, MODES[mode] * alpha)]
     if mode == "hybrid" and n == budget:
         limits.append(cp_lower(k, n, (1 - MODES[mode]) * alpha))
     return max(limits), 1 - max(limits)
 
 
 def top_class(counts: Mapping[int, int]) -> int:
-    """Class with the most votes; ties go to the lowest class."""
-    return min(counts, key=lambda c: (-counts[c], c))
+    """Class with the most votes; ties go to the lowest class. Draws without a class (`ABSTAIN`) vote for none."""
+    classes = [c for c in counts if c != ABSTAIN] or [0]
+    return min(classes, key=lambda c: (-counts.get(c, 0), c))
 
 
 def predict(votes: Mapping[int, int], alpha: float) -> int:

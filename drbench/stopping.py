@@ -6,35 +6,115 @@ A rule only decides how long to draw. What may be claimed from the votes is `drb
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from drbench import stats
-from drbench.sequential import log_e_above
+from drbench import noises, stats
+from drbench.evidence import Evidence
+from drbench.sequential import checkpoints, log_e_above, union_level
+
+MARGIN = 2.33  # standard deviations that a forecast must leave: it is exceeded about once in a hundred tables
 
 
 class Rule(NamedTuple):
     """When to stop drawing, as integers; decisions are taken at `points` only, so they depend on the counts alone.
 
     points : (P,) numbers of draws. reached, refuted : (P, T) for each of T targets the fewest votes that reach it, and
-    the most votes that rule it out.
+    the most votes that rule it out. final : (T,) fewest votes of the whole budget that reach it in mode fixed.
     """
 
     points: np.ndarray
     reached: np.ndarray
     refuted: np.ndarray
+    final: np.ndarray
+
+    def open_targets(self, votes: int, point: int) -> np.ndarray:
+        """(T,) which targets are not settled by these votes at `points[point]`."""
+        return (votes < self.reached[point]) & (votes > self.refuted[point])
 
     def stops(self, votes: int, point: int) -> bool:
         """Whether all targets are settled at `points[point]`; always at the last one."""
-        settled = (votes >= self.reached[point]) | (votes <= self.refuted[point])
-        return bool(settled.all()) or point == len(self.points) - 1
+        return not self.open_targets(votes, point).any() or point == len(self.points) - 1
+
+    def may_pass(self, votes: int, point: int) -> bool:
+        """Whether some votes at the checkpoint before `point` leave a target open and can become `votes` here."""
+        if point == 0:
+            return True
+        least, most = (
+            max(0, votes - int(self.points[point] - self.points[point - 1])),
+            min(votes, int(self.points[point - 1])),
+        )
+        low = np.maximum(self.refuted[point - 1] + 1, least)
+        high = np.minimum(self.reached[point - 1] - 1, most)
+        return bool((low <= high).any())
+
+
+class Table:
+    """When the images of a table, drawn on in step, need no more draws for what a tolerance asks.
+
+    A column of the table of mode fixed may hold images that are still open here. How many is forecast from the votes;
+    the table stops when in every column the forecast, plus `MARGIN` standard deviations, is within the tolerance. As
+    every rule it decides how long to draw, never what is claimed.
+
+    Parameters
+    ----------
+    rule : Rule
+    tolerance : float or None
+        Share of the images by which a column may still rise; None: never stops the whole.
+    done : sequence of Evidence or None
+        Of images of an earlier session (None: failed). As far as they were drawn, the table did not stop.
+    total : int
+        Number of all images.
+    """
+
+    def __init__(self, rule: Rule, tolerance: float | None, done: Sequence[Evidence | None], total: int):
+        self.rule, self.tolerance, self.done, self.total = rule, tolerance, len(done), total
+        stages = [evidence.stages[0] for evidence in done if evidence] if tolerance is not None else []
+        ends = [(stage.votes.get(stats.top_class(stage.select), 0), stage.n) for stage in stages]
+        self.ended = [(votes, int(np.searchsorted(rule.points, draws))) for votes, draws in ends]
+        self.earliest = max((point for _, point in self.ended), default=0)
+
+    def enough(self, images: Sequence[tuple[int, int]], ended: int = 0) -> bool:
+        """Whether to stop now: `images` are the votes and the checkpoint of each that is still drawn on.
+
+        `ended` others came to their ends before. Never, if these and `done` are not the whole table.
+        """
+        if self.tolerance is None or not images or max(point for _, point in images) < self.earliest:
+            return False
+        return len(images) + ended + self.done == self.total and self.rise(images) <= self.tolerance
+
+    def rise(self, images: Sequence[tuple[int, int]] = ()) -> float:
+        """Share of the images by which the column that rises most may still rise, by the forecast."""
+        votes, points = (np.array(part, int).reshape(-1, 1) for part in zip(*images, *self.ended, strict=True))
+        at = points[:, 0]
+        open_ = (votes < self.rule.reached[at]) & (votes > self.rule.refuted[at])
+        chance = np.where(open_, self._chance(votes, self.rule.points[points]), 0.0)
+        most = np.minimum(chance.sum(0) + MARGIN * np.sqrt((chance * (1 - chance)).sum(0)), open_.sum(0))
+        return float(most.max(initial=0.0) / self.total)
+
+    def _chance(self, votes: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """(I, T) normal approximation of P(final votes >= `rule.final`), beta-binomial given `votes` of `draws`."""
+        left, hits, misses = self.rule.points[-1] - draws, votes + 0.5, draws - votes + 0.5
+        share = hits / (draws + 1)
+        spread = np.sqrt(left * share * misses / (draws + 1) * (draws + 1 + left) / (draws + 2))
+        lead = votes + left * share - self.rule.final + 0.5
+        chance = special.ndtr(lead / np.maximum(spread, 1e-9))
+        return np.where(self.rule.final > self.rule.points[-1], 0.0, chance)
 
 
 def rule(
-    mode: str, radii_over_sigma: Sequence[float], budget: int, alpha: float, *, give_up: float = 0.01, block: int = 100
+    mode: str,
+    radii_over_sigma: Sequence[float],
+    budget: int,
+    alpha: float,
+    *,
+    give_up: float = 0.01,
+    block: int = 100,
+    sequence: str = "e-process",
+    noise: str = "gaussian",
 ) -> Rule:
     """The stopping rule of a mode for these target radii (in units of sigma) and at most `budget` draws.
 
@@ -43,47 +123,60 @@ def rule(
     sequential, hybrid : stops when each target is reached by the anytime lower limit, or ruled out by the anytime upper
         limit at level `give_up`, which costs certified accuracy and never soundness.
     """
-    points = np.array(checkpoints(budget, block))
+    points = checkpoints(budget, block)
     reached, refuted = (np.empty((len(points), len(radii_over_sigma)), np.int64) for _ in range(2))
+    found = (stats.smallest_votes(budget, alpha, radius, noise) for radius in radii_over_sigma)
+    final = np.array([budget + 1 if needed is None else needed for needed in found], int)
     for target, radius in enumerate(radii_over_sigma):
         if mode == "curtailed":
-            needed = stats.smallest_votes(budget, alpha, radius)
-            needed = budget + 1 if needed is None else needed
-            reached[:, target], refuted[:, target] = needed, points - (budget - needed) - 1
+            reached[:, target] = final[target]
+            refuted[:, target] = np.array(points) - (budget - final[target]) - 1
             continue
-        share, level = float(special.ndtr(radius)), stats.MODES[mode] * alpha
-        if radius > stats.ceiling_radius(budget, alpha, 1.0):  # beyond what any votes can show
+        if radius > stats.ceiling_radius(budget, alpha, 1.0, noise):  # beyond what any votes can show
             reached[:, target], refuted[:, target] = budget + 1, budget
             continue
-        for point, draws in enumerate(points.tolist()):
-            reached[point, target] = _fewest(draws, share, level)
-            # Votes that rule out "at least share" are misses that rule out "at most 1 - share".
-            refuted[point, target] = draws - _fewest(draws, 1 - share, give_up)
-    return Rule(points, reached, refuted)
+        tail, level = noises.NOISES[noise].tail(radius), stats.MODES[mode] * alpha
+        for point, draws in enumerate(points):
+            reached[point, target] = _fewest(draws, 1 - tail, _shows(draws, 1 - tail, level, points, sequence))
+            # Votes that rule out "at least 1 - tail" are misses that rule out "at most tail".
+            refuted[point, target] = draws - _fewest(draws, tail, _shows(draws, tail, give_up, points, sequence))
+    return Rule(np.array(points), reached, refuted, final)
 
 
-def _fewest(draws: int, share: float, level: float) -> int:
-    """Fewest votes of `draws` that show, at any time, that their share exceeds `share`; draws + 1 if none do."""
+def _shows(draws: int, share: float, level: float, points: Sequence[int], sequence: str) -> Callable[[int], bool]:
+    """Whether so many votes of `draws` show, at any checkpoint, that their share exceeds `share`."""
+    if sequence == "union":
+        spent = union_level(level, draws, points)
+        return lambda votes: stats.cp_lower(votes, draws, spent) >= share
+    return lambda votes: log_e_above(votes, draws, share) >= -math.log(level)
+
+
+def _fewest(draws: int, share: float, shows: Callable[[int], bool]) -> int:
+    """Fewest votes of `draws` that show that their share exceeds `share`; draws + 1 if none do."""
     low, high = math.ceil(share * draws), draws + 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if log_e_above(middle, draws, share) >= -math.log(level) else (middle + 1, high)
+        low, high = (low, middle) if shows(middle) else (middle + 1, high)
     return low
 
 
+def simulate(rule: Rule, share: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Votes and draws at which one stream with this true share stops: for forecasts and benchmarks."""
+    votes = np.cumsum(rng.binomial(np.diff(rule.points, prepend=0), share))
+    point = next(point for point in range(len(votes)) if rule.stops(int(votes[point]), point))
+    return int(votes[point]), int(rule.points[point])
+
+
 def plan(
-    mode: str, sigma: float, n: int, alpha: float, radii: Sequence[float] | None = None, give_up: float = 0.01
+    mode: str,
+    sigma: float,
+    n: int,
+    alpha: float,
+    radii: Sequence[float] | None = None,
+    give_up: float = 0.01,
+    noise: str = "gaussian",
 ) -> dict:
     """What a run's header says about a mode that stops early; targets are by default 0, 0.25, ... up to the ceiling."""
     if radii is None:
-        radii = np.arange(math.floor(4 * stats.ceiling_radius(n, alpha, sigma)) + 1) / 4
+        radii = np.arange(math.floor(4 * stats.ceiling_radius(n, alpha, sigma, noise)) + 1) / 4
     return {"options": {"mode": mode, "budget": n}, "radii": sorted(map(float, radii)), "give_up": give_up}
-
-
-def checkpoints(most: int, block: int = 100, growth: float = 1.1) -> list[int]:
-    """Numbers of draws at which decisions are taken: multiples of `block`, about `growth` apart, the last is `most`."""
-    found = [min(block, most)]
-    while found[-1] < most:
-        step = max(block, round(found[-1] * (growth - 1) / block) * block)
-        found.append(min(found[-1] + step, most))
-    return found

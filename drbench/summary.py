@@ -13,38 +13,81 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
-from drbench import stats
+from drbench import noises, quantities, stats
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN
+from drbench.quantities import QUANTILES
 from drbench.record import Run
 
 DATA, METHOD = ["dataset", "subset"], ["defense", "variant"]
+SHARES = [f"p_{100 * q:.0f}" for q in QUANTILES]
 COLUMNS = [
-    *DATA, *METHOD, "certifier", "mode", "protocol", "sigma", "sigmas", "n0", "n", "draws", "alpha", "ceiling",
-    "images", "radius", "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass", "acr",
-    "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights", "partial",
-    "marks", "run",
+    *DATA, *METHOD, "certifier", "mode", "protocol", "preset", "noise", "norm", "sigma", "sigmas", "n0", "n", "draws",
+    "alpha", "ceiling", "images", "radius", "certified_accuracy", "ci_low", "ci_high", "wilson_low", "wilson_high",
+    "certified_accuracy_high_probability", "certified_accuracy_multiclass", "acr", "acr_low", "acr_high",
+    "acr_constant", "acr_easiest", "radius_median", *SHARES, "abstention", "errors", "nfe", "nfe_detail",
+    "seconds_per_image", "weights", "partial", "marks", "run",
 ]  # fmt: skip
+DIMENSIONS = {"digits": 64, "cifar10": 3072, "cifar10-jpeg": 3072}  # of runs that do not say their images' shape
+# how the programs of some protocols print radii -> format; a table then counts an image where its printed radius is
+ROUNDINGS = {"significant3": ".3", "decimal4": ".4f"}
 FLOORS = ("constant", "undefended")  # listed first: what every other row has to beat
 
 
-def certified(run: Run) -> DataFrame:
+def certified(run: Run, norm: str | None = None) -> DataFrame:
     """Certificates recomputed from the evidence: one row per recorded image, in the order of the subset.
 
-    Columns: correct, radius (l2, pixel units), abstained, error (no evidence: neither correct nor an abstention),
-    radius_multiclass (of the right class; NaN if another class was selected or nothing can be certified, and for
-    certifiers that have none).
+    Columns: correct, radius (in `norm`, by default that of the noise; pixel units; as the protocol prints it),
+    abstained, error (no evidence: neither correct nor an abstention), radius_multiclass (of the right class; NaN if
+    another class was selected or nothing can be certified, and for certifiers that have none).
     """
     engine, rows = run.header["engine"], []
     for row in run.ordered():
         found = stats.conclusion(engine, row)
         prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
         second = found.detail.get("radius_multiclass", 0.0) if found and found.detail.get("class") == row.label else 0.0
+        radius, second = (_printed(engine, in_norm(run, value, norm)) for value in (radius, second))
         rows.append((prediction == row.label, radius, prediction == ABSTAIN, found is None, second or math.nan))
     return DataFrame(rows, columns=["correct", "radius", "abstained", "error", "radius_multiclass"])
 
 
-def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFrame:
+def _printed(engine: Mapping, radius: float) -> float:
+    form = ROUNDINGS.get(engine.get("rounding", "none"))
+    return float(format(radius, form)) if form else radius
+
+
+def in_norm(run: Run, radius: float, norm: str | None) -> float:
+    """A radius of a run in another norm; None: as it is."""
+    own = stats.norm(run.header["engine"])
+    if norm in (None, own):
+        return radius
+    data, engine = run.header["data"], run.header["engine"]
+    dimension = math.prod(data.get("shape", [DIMENSIONS.get(data["name"], 0)]))
+    if not dimension:
+        raise DrbenchError(f"{run.folder} does not say the shape of its images: radii in {norm} need it")
+    return noises.in_norm(radius, norm, dimension, engine["sigma"], stats.noise(engine))
+
+
+def reach(run: Run, norm: str | None = None) -> float:
+    """The largest radius that the run can certify."""
+    return in_norm(run, stats.reach(run.header["engine"]), norm)
+
+
+def common_norm(runs: Sequence[Run], norm: str | None = None) -> str:
+    """`norm`, or that in which all these runs certify."""
+    own = sorted({stats.norm(run.header["engine"]) for run in runs})
+    if norm is None and len(own) > 1:
+        raise DrbenchError(f"these runs certify in different norms, {' and '.join(own)}: choose one with --norm")
+    return norm or own[0]
+
+
+def label_shares(run: Run) -> list[float]:
+    """For each image with evidence of one noise level, the share of the estimation votes that went to its label."""
+    seen = [(row.label, row.evidence.stages) for row in run.ordered() if row.evidence]
+    return [stages[0].votes.get(label, 0) / stages[0].n for label, stages in seen if len(stages) == 1]
+
+
+def frame(runs: Sequence[Run], radii: Sequence[float] | None = None, norm: str | None = None) -> DataFrame:
     """One row per run and radius, in a stable order: data, floors first, then by name, sigma and draws.
 
     Parameters
@@ -52,8 +95,10 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFram
     runs : sequence of Run
         Runs without any recorded image are left out.
     radii : sequence of float, optional
-        l2 radii in pixel units; compared as float64, never rounded. By default 0, 0.25, ... up to the largest ceiling
-        radius of the runs, at least to 1.
+        In pixel units; compared as float64, never rounded. By default 0, 0.25, ... up to the largest ceiling radius of
+        the runs, at least to 1; in l-infinity a tenth of the largest ceiling apart, in multiples of 1/255.
+    norm : {"l1", "l2", "linf"}, optional
+        Of the radii; by default that in which the runs certify, which must be the same for all.
 
     Returns
     -------
@@ -62,9 +107,14 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFram
         pointwise 95 % Clopper-Pearson interval, `acr_*` the 95 % bootstrap interval of the average certified radius.
         `certified_accuracy_multiclass` uses the multi-class radius instead of the binary one, at the same alpha; NaN
         for cascades, logs, and modes that stop early. `sigmas` lists the noise levels in the order in which they are
-        tried; `sigma` is the first: the only one, or the largest scale of a cascade. `draws` is the mean number of
-        estimation draws per image, over all scales, below `n` in modes that stop early (NaN for logs, as are costs);
-        `ceiling` the largest certifiable radius; `weights` the start of the sha256 of each checkpoint.
+        tried; `sigma` is the first: the only one, or the largest scale of a cascade. `wilson_*` is Wilson's interval
+        beside the exact one. `certified_accuracy_high_probability` takes off the false certificates that there may be,
+        with probability 0.999 over the draws, at all radii at once (NaN where the protocol is not sound).
+        `acr_constant`, `acr_easiest`, `radius_median` say what the ACR is worth (`drbench.quantities`), `p_*` are
+        quantiles over the images of the label's share of the votes (NaN without votes, and for cascades). `draws` is
+        the mean number of estimation draws per image, over all scales, below `n` in modes that stop early (NaN for
+        logs, as are costs); `ceiling` the largest certifiable radius; `weights` the start of the sha256 of each
+        checkpoint.
     """
     runs = sorted((run for run in runs if any(run.ordered())), key=position)
     if not runs:
@@ -72,17 +122,24 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None) -> DataFram
     places = [place(run) for run in runs]
     if len(set(places)) < len(places):
         raise DrbenchError(f"expected each run once, {max(places, key=places.count)} came twice; leave one out")
+    norm = common_norm(runs, norm)
     if radii is None:
-        reach = max(1.0, *(stats.reach(run.header["engine"]) for run in runs))
-        radii = np.arange(math.floor(4 * reach) + 1) / 4  # quarters are exact in binary
+        radii = _grid(max(reach(run, norm) for run in runs), norm)
     grid = np.unique(np.asarray(radii, float))
     if not len(grid) or not np.all((grid >= 0) & np.isfinite(grid)):
         raise DrbenchError(f"expected finite radii >= 0 in pixel units, got {grid.tolist()}")
-    table = pd.concat([_frame_of(run, grid) for run in runs], ignore_index=True)
-    alike = [*DATA, *METHOD, "certifier", "mode", "protocol", "sigmas", "n0", "n", "alpha"]
+    table = pd.concat([_frame_of(run, grid, norm) for run in runs], ignore_index=True)
+    alike = [*DATA, *METHOD, "certifier", "mode", "protocol", "noise", "sigmas", "n0", "n", "alpha"]
     same = table.groupby(alike)["run"].transform("nunique") > 1
     table["marks"] = table["marks"].where(~same, table["marks"].map(lambda marks: f"{marks}, repeat".strip(", ")))
     return table
+
+
+def _grid(largest: float, norm: str) -> np.ndarray:
+    if norm != "linf":
+        return np.arange(math.floor(4 * max(1.0, largest)) + 1) / 4  # quarters are exact in binary
+    step = max(1, math.ceil(25.5 * largest))
+    return np.arange(0, math.floor(255 * largest) + 1, step) / 255
 
 
 def position(run: Run) -> tuple:
@@ -104,42 +161,76 @@ def protocol(engine: Mapping) -> str:
     return engine.get("protocol", "") + (f", p0 = {p0:g}" if p0 != 0.5 else "")
 
 
+def preset(header: Mapping) -> str:
+    """Protocol of a paper that the config names, with what differs from it."""
+    found = header.get("protocol", {})
+    return found.get("name", "") + (f", except {'; '.join(found['differs'])}" if found.get("differs") else "")
+
+
+def noise(engine: Mapping) -> str:
+    """Distribution of the noise, and its sampler unless it is the usual one: "gaussian", "gaussian, sound"."""
+    return ", ".join([stats.noise(engine), *([engine["sampling"]["sampler"]] if "sampling" in engine else [])])
+
+
 def place(run: Run) -> str:
     """Folder below `runs/`, else its own name: never an absolute path, which would name a machine or a user."""
     parts = run.folder.resolve().parts
     return "/".join(parts[-2:]) if parts[-3:-2] == ("runs",) else parts[-1]
 
 
-def _frame_of(run: Run, radii: np.ndarray) -> DataFrame:
+def _frame_of(run: Run, radii: np.ndarray, norm: str) -> DataFrame:
     data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
-    found, rows = certified(run), list(run.ordered())
-    damaged = any("torn last line" not in problem for problem in run.problems)
-    marks = [*run.marks, *(flag.partition(":")[0] for flag in run.header["flags"]), *["damaged"] * damaged]
-    marks += [engine["mode"]] if engine.get("mode", "fixed") != "fixed" else []
-    if not {r for r in radii if r <= stats.reach(engine)} <= set(engine.get("radii", radii)):
-        marks.append("few targets")
+    found, rows, ceiling = certified(run, norm), list(run.ordered()), reach(run, norm)
     curve = stats.certified_accuracy(found.correct, found.radius, radii)
+    wilson = np.array(
+        [stats.interval(round(share * len(rows)), len(rows), method="wilson") for share in curve.accuracy]
+    )
     multiclass = stats.certified_accuracy(found.radius_multiclass.notna(), found.radius_multiclass, radii).accuracy
     mode, imported = engine.get("mode", "fixed"), engine["certifier"] == "imported"
-    multiclass = multiclass if engine["certifier"] == "gaussian" and mode == "fixed" else math.nan
+    votes = engine["certifier"] == "gaussian" and mode == "fixed" and not engine.get("options")
+    false = quantities.false_certificates(len(rows), engine["alpha"]) / len(rows)
+    sound = engine.get("options", {}).get("split") != "paper_code"
+    shares = label_shares(run) if engine["certifier"] == "gaussian" else []
     drawn = [sum(stage.n for stage in row.evidence.stages) for row in rows if row.evidence]
     acr_low, acr_high = stats.bootstrap_mean(found.radius.where(found.correct, 0.0))
     facts = {key: engine[key] for key in ("certifier", "sigma", "n0", "n", "alpha")} | {
         "mode": mode,
         "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],
-        "protocol": protocol(engine), "sigmas": scales(engine), "ceiling": stats.reach(engine),
+        "protocol": protocol(engine), "preset": preset(run.header), "noise": noise(engine), "norm": norm,
+        "sigmas": scales(engine), "ceiling": ceiling,
         "weights": " ".join(sorted(sha256[:8] for sha256 in defense.get("checkpoints", {}).values())),
         "radius": curve.radii, "certified_accuracy": curve.accuracy, "ci_low": curve.low, "ci_high": curve.high,
-        "certified_accuracy_multiclass": multiclass,
+        "wilson_low": wilson[:, 0], "wilson_high": wilson[:, 1],
+        "certified_accuracy_high_probability": np.maximum(0, curve.accuracy - false) if sound else math.nan,
+        "certified_accuracy_multiclass": multiclass if votes else math.nan,
         "acr": stats.average_certified_radius(found.correct, found.radius), "acr_low": acr_low, "acr_high": acr_high,
+        "acr_constant": quantities.constant_acr([row.label for row in rows], ceiling),
+        "acr_easiest": quantities.easiest_share(found.correct, found.radius),
+        "radius_median": float(np.median(found.radius.where(found.correct, 0.0))),
+        **dict(zip(SHARES, np.quantile(shares, QUANTILES) if shares else [math.nan] * len(SHARES), strict=True)),
         "draws": sum(drawn) / len(drawn) if drawn else math.nan,
         "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()),
         "images": len(rows), "nfe": math.nan if imported else float(sum(defense["nfe"].values())),
         "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
         "seconds_per_image": math.nan if imported else sum(row.seconds for row in rows) / len(rows),
-        "partial": not run.complete, "marks": ", ".join(marks), "run": place(run),
+        "partial": not run.complete, "marks": ", ".join(_marks(run, radii, norm)), "run": place(run),
     }  # fmt: skip
     return DataFrame(facts)[COLUMNS]
+
+
+def _marks(run: Run, radii: np.ndarray, norm: str) -> list[str]:
+    """What a reader of the row has to know."""
+    engine = run.header["engine"]
+    damaged = any("torn last line" not in problem for problem in run.problems)
+    marks = [*run.marks, *(flag.partition(":")[0] for flag in run.header["flags"]), *["damaged"] * damaged]
+    marks += [engine["mode"]] if engine.get("mode", "fixed") != "fixed" else []
+    if "radii" in engine:
+        settled = {in_norm(run, radius, norm) for radius in engine["radii"]}
+        marks += [] if {radius for radius in radii if radius <= reach(run, norm)} <= settled else ["few targets"]
+    own = {"tolerance": "tolerance" in engine, "label": engine.get("select") == "label",
+           "randomized": engine.get("options", {}).get("bound") == "randomized",
+           "rounded": "rounding" in engine}  # fmt: skip
+    return marks + [mark for mark, given in own.items() if given]
 
 
 def envelope(table: DataFrame) -> DataFrame:
@@ -153,7 +244,19 @@ def envelope(table: DataFrame) -> DataFrame:
     best = table.sort_values(["certified_accuracy", "sigma"], ascending=[False, True], kind="stable")
     best = best.drop_duplicates(["place", "radius"]).sort_values(["place", "radius"])
     best["sigma"] = best["sigma"].where(best["certified_accuracy"] > 0)
-    kept = ["radius", "certified_accuracy", "ci_low", "ci_high", "sigma", "n", "images", "partial", "marks", "run"]
+    kept = [
+        "noise",
+        "radius",
+        "certified_accuracy",
+        "ci_low",
+        "ci_high",
+        "sigma",
+        "n",
+        "images",
+        "partial",
+        "marks",
+        "run",
+    ]
     return best[[*DATA, *METHOD, *kept]].reset_index(drop=True)
 
 
@@ -165,7 +268,7 @@ def method_name(row) -> str:
 def where(row) -> str:
     """Noise of a row of `frame`: "at σ = 0.5", "over σ = 1, 0.5, 0.25"; with any protocol but the sound one."""
     if row.certifier != "cascade":
-        return f"at σ = {row.sigma:g}"
+        return f"at σ = {row.sigma:g}" + (f", {row.noise} noise" if row.noise != "gaussian" else "")
     return f"over σ = {row.sigmas}" + (f", protocol {row.protocol}" if row.protocol != "sound" else "")
 
 

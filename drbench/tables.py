@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from pandas import DataFrame
 
+from drbench import beside
 from drbench.errors import DrbenchError
 from drbench.summary import COLUMNS, DATA, METHOD, envelope, method_name, split, where
 
@@ -46,6 +48,34 @@ SIGNS = {
         "few targets: draws stopped when other radii than all of this table were settled; at the others accuracies are "
         "lower bounds, and abstention is an upper bound",
     ),
+    "tolerance": (
+        "∓",
+        r"$^\mp$",
+        "tolerance: draws of all images stopped when no column could move by more than the tolerance; undecided images "
+        "count as not certified",
+    ),
+    "label": (
+        "ℓ",
+        r"$^\ell$",
+        "label: the true class was tested, without selection draws; the same statement, but whatever it does not "
+        "certify is an abstention",
+    ),
+    "randomized": (
+        "≀",
+        r"$^\wr$",
+        "randomized: limits of exact level, with a random number per image; no ceiling for unanimous votes",
+    ),
+    "rounded": (
+        "≐",
+        r"$^\doteq$",
+        "rounded: radii as the protocol's program prints them, to nearest; an image may count where it just fails",
+    ),
+    "reduced precision": (
+        "≈",
+        r"$^\approx$",
+        "reduced precision: the networks ran in bfloat16 or float16, a classifier of its own; run.json says how often "
+        "it votes otherwise than in float32",
+    ),
     "imported": (
         "⇩",
         r"$^\downarrow$",
@@ -76,7 +106,7 @@ def _groups(table: DataFrame) -> Iterator[Group]:
     for (dataset, subset, sigmas), part in cascade.groupby([*DATA, "sigmas"]):
         yield Group(f"{dataset} {subset}, cascade over σ = {sigmas}: one classifier", False, _lines(part))
     for (dataset, subset), part in single.groupby(DATA):
-        methods = (method for _, method in part.groupby(METHOD, sort=False))
+        methods = (method for _, method in part.groupby([*METHOD, "noise"], sort=False))
         title = f"{dataset} {subset}, upper envelope over σ: an oracle, not one classifier"
         yield Group(title, True, [_line(envelope(method), method) for method in methods])
 
@@ -96,6 +126,13 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def _radius(radius: float) -> str:
+    """A number, or the fraction that it is if that is shorter: 0.25, 8/255."""
+    fraction = Fraction(radius).limit_denominator(255)
+    text = f"{radius:.10g}"
+    return str(fraction) if len(text) > 6 and abs(float(fraction) - radius) < 1e-12 else text
+
+
 def _signs(marks: str, form: int) -> str:
     """Signs of a `marks` text: `form` 0 for Markdown, 1 for LaTeX."""
     return "".join(dict.fromkeys(SIGNS.get(mark, ("¶", r"$^\P$"))[form] for mark in marks.split(", ") if mark))
@@ -110,7 +147,7 @@ def _protocol(table: DataFrame) -> str:
     """What the rows share; values that differ are all listed here, and row by row in the notes."""
     values = {column: ", ".join(map(str, table[column].unique())) for column in COLUMNS}
     return ("data {dataset}; subset {subset}; n0 = {n0} selection draws; alpha = {alpha}; certifier {certifier} "
-            "({mode}); l2 radii in pixel units").format(**values)  # fmt: skip
+            "({mode}); {norm} radii in pixel units").format(**values)  # fmt: skip
 
 
 NOTES = """\
@@ -119,7 +156,7 @@ NOTES = """\
 - Brackets: pointwise 95 % intervals over the images, Clopper–Pearson for accuracies, bootstrap for ACR. They do not
   cover training; besides, each certificate may fail with probability alpha over its draws.
 - ACR: average certified radius = area under the curve. It depends on n and alpha through the ceiling radius and is
-  dominated by easy images: compare it only between rows of one protocol.
+  dominated by easy images: compare it only between rows of one protocol, and see “What the averages hide”.
 - Envelope: at each radius the best of all runs of a method, its σ in parentheses (ties: the smaller). An oracle that
   chooses on the test set, not one classifier; the interval of the winning row is pointwise and ignores the selection.
 - s/image: wall time on the machine of that run; not comparable between machines."""
@@ -133,12 +170,13 @@ def render_markdown(table: DataFrame, cascades: DataFrame | None = None) -> str:
     text = ["# Certified accuracy", "", _protocol(table).translate(MD) + ".", ""]
     for group in _groups(table):
         oracle, columns = group.oracle, zip(*group.lines, strict=True)
-        head = [f"r = {column[0].radius:.10g}" for column in columns if any(cell.text != "–" for cell in column)]
+        head = [f"r = {_radius(column[0].radius)}" for column in columns if any(cell.text != "–" for cell in column)]
         body = [_md_line(line[: len(head)], oracle) for line in group.lines]
         if not oracle:
             head = ["N draws", "images", *head, "ACR", "abstained %", "NFE per draw", "s/image"]
         text += [f"## {group.title.translate(MD)}", "", f"| defense | {' | '.join(head)} |"]
         text += ["|---" + "|---:" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in body), ""]
+    text += [*beside.section(table, _label), ""]
     if cascades is not None and len(cascades):
         text += [*_diagnostics(cascades), ""]
     text += ["## Notes", "", NOTES, *(f"- {note}" for note in _notes(table))]
@@ -163,7 +201,7 @@ def _diagnostics(cascades: DataFrame) -> Iterator[str]:
         cost = ((row.draws, row.most_draws), (row.evaluations, row.most_evaluations))
         answers = (row.certified_cascade, row.cascade_fallback, row.prior_mixed, row.clean)
         cells = [
-            f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) + _signs(row.marks, 0), *per_scale,
+            _label(row), *per_scale,
             *map(_percent, (row.none_halted, row.earlier, row.no_radius)),
             *(f"{mean:,.0f}, at most {most:,.0f}" for mean, most in cost),
             *(_percent(share) if share == share else "–" for share in answers),
@@ -172,7 +210,7 @@ def _diagnostics(cascades: DataFrame) -> Iterator[str]:
 
 
 def _md_line(line: list, oracle: bool) -> list[str]:
-    first, name = line[0], method_name(line[0]).translate(MD)
+    first, name = line[0], _name(line[0]).translate(MD)
     if oracle:
         return [name, *(cell.text + _winner(cell, 0) for cell in line)]
     cells = [c.text if c.text == "–" else f"{c.text} [{_percent(c.ci_low)}, {_percent(c.ci_high)}]" for c in line]
@@ -182,6 +220,15 @@ def _md_line(line: list, oracle: bool) -> list[str]:
         f"{first.acr:.3f} [{first.acr_low:.3f}, {first.acr_high:.3f}]", _percent(first.abstention),
         *(["–", "–"] if first.certifier == "imported" else [f"{first.nfe:g}", f"{first.seconds_per_image:.3g}"]),
     ]  # fmt: skip
+
+
+def _label(row) -> str:
+    """A run in a table that holds all of them."""
+    return f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) + _signs(row.marks, 0)
+
+
+def _name(row) -> str:
+    return method_name(row) + ("" if row.noise == "gaussian" else f", {row.noise} noise")
 
 
 def _at_most(row) -> str:
@@ -213,12 +260,22 @@ def _notes(table: DataFrame) -> Iterator[str]:
     for row in runs:
         if row.errors:
             yield f"Errors, counted as not certified: {row.errors} of {row.images} images, {names[row.run]}."
-    for _, part in table.drop_duplicates("run").groupby([*DATA, "certifier"]):
-        for column in ("images", "n", "n0", "alpha", "mode", "protocol"):
-            most = part[column].max()
-            others = [f"{getattr(row, column)}, {names[row.run]}" for row in part[part[column] != most].itertuples()]
-            if others:
-                yield f"Not the same {column} in all rows, compare with care: {most}, but {'; '.join(others)}."
+    table = table.drop_duplicates("run")
+    table = table.assign(cascade=table["certifier"] == "cascade")
+    for row in runs:
+        if row.preset:
+            yield f"Protocol {row.preset.translate(MD)}: {names[row.run]}."
+    # A log names no subset, so its protocol is compared with all rows of its data set.
+    for columns, groups in ((("n", "n0", "alpha"), ["dataset", "cascade"]),
+                            (("images", "mode", "protocol", "noise"), [*DATA, "certifier"])):  # fmt: skip
+        for _, part in table.groupby(groups):
+            for column in columns:
+                most = part[column].max()
+                others = [
+                    f"{getattr(row, column)}, {names[row.run]}" for row in part[part[column] != most].itertuples()
+                ]
+                if others:
+                    yield f"Not the same {column} in all rows, compare with care: {most}, but {'; '.join(others)}."
 
 
 def render_latex(table: DataFrame) -> str:
@@ -226,7 +283,7 @@ def render_latex(table: DataFrame) -> str:
 
     Bold is the best of each column of a group as printed, ties all bold, if above 0; a partial row is never bold.
     """
-    radii = [f"$r = {r:.10g}$" for r in sorted(table["radius"].unique())]
+    radii = [f"$r = {_radius(r)}$" for r in sorted(table["radius"].unique())]
     wide = rf"\multicolumn{{{len(radii) + 4}}}{{l}}"
     text = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(radii) + 3)}}}", r"\toprule",
             rf"{' & '.join(['defense', '$n$', 'images', *radii, 'ACR'])} \\"]  # fmt: skip
@@ -247,7 +304,7 @@ def _tex_lines(group: Group) -> Iterator[str]:
             bold = cell.text == _percent(top) != "0.0" and not cell.partial
             text = rf"\textbf{{{cell.text}}}" if bold else cell.text.replace("–", "--")
             cells.append(text + (_winner(cell, 1) if oracle else ""))
-        name, facts = method_name(first).translate(TEX), ["", "", *cells, ""]
+        name, facts = _name(first).translate(TEX), ["", "", *cells, ""]
         if not oracle:
             name, facts = (
                 name + _signs(first.marks, 1),

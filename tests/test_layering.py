@@ -26,28 +26,34 @@ MAY_IMPORT = {
     "draws": (set(), {"torch", "numpy"}),
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "sequential": (LEAVES, {"scipy"}),
-    "stats": (LEAVES | {"evidence", "sequential"}, {"numpy", "scipy"}),
-    "stopping": ({"sequential", "stats"}, {"numpy", "scipy"}),
+    "noises": (LEAVES, {"scipy"}),
+    "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
+    "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "verify": (LEAVES | {"record", "stats", "stopping"}, set()),
+    "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping"}, set()),
     "registry": (LEAVES, set()),
-    "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
+    "protocols": (LEAVES, {"yaml"}),
+    "config": (LEAVES | {"protocols", "recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
-    "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
+    "quantities": (set(), {"numpy", "scipy"}),
+    "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
-    "tables": (LEAVES | {"summary"}, {"pandas"}),
-    "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "beside": ({"summary"}, {"pandas"}),
+    "tables": (LEAVES | {"beside", "summary"}, {"pandas"}),
+    "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "pareto": (LEAVES | {"record", "summary"}, {"pandas"}),
     "pareto_plot": (LEAVES | {"pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
+    "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "leases": (set(), set()),
+    "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
-    "catalogue": ({"config", "leases", "record", "registry", "weights"}, {"omegaconf"}),
+    "catalogue": ({"config", "leases", "protocols", "record", "registry", "weights"}, {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
-    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "executors", "header", "record", "stats"}
-             | {"weights"}, {"torch", "omegaconf"}),
+    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
+             | {"stats", "weights"}, {"torch", "omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
@@ -59,24 +65,32 @@ MAY_IMPORT = {
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
+    "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
-        {"api", "build", "certifiers", "data", "progress", "stats", "stopping", "weights"},
+        {"api", "build", "certifiers", "data", "noises", "progress", "stats", "stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
+    "header": ({"api", "certifiers", "config", "cost", "data", "protocols", "record", "registry", "stats"}
+               | {"stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "data", "executors", "header", "jobs", "leases", "listeners"}
-        | {"progress", "record", "registry", "stats", "weights"},
+        | {"api", "build", "certifiers", "config", "data", "execution", "executors", "header", "jobs", "leases"}
+        | {"listeners", "progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
+    ),
+    "planning": (
+        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "execution", "header", "jobs", "record"}
+        | {"stats", "stopping"},
+        {"numpy", "torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto", "pareto_plot", "plots"}
-        | {"record", "registry", "runner", "summary", "tables", "testing", "verify"},
+        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto", "pareto_plot"}
+        | {"planning", "plots", "published", "record", "registry", "runner", "share_plot", "summary", "tables", "testing"}
+        | {"verify", "weights"},
         set(),
     ),
 }  # fmt: skip
@@ -157,7 +171,8 @@ def test_unsafe_loading_is_nowhere():
     "words",
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
-     ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"]],
+     ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
+     ["table", "{run}", "--paper", "rcm-cifar10"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):

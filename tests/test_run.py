@@ -267,7 +267,7 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
         (["run", CONFIG, "--out", "/proc/nowhere"], "choose a writable --out"),
         (["run", "benchmarks/digits/no.yaml"], "no benchmark file"),
         (["run", "certify.n=10"], "expected at least one benchmark file"),
-        (["run", CONFIG, "certify.kind=lipschitz"], "certify.kind is gaussian or cascade"),
+        (["run", CONFIG, "certify.kind=lipschitz"], "certify.kind is gaussian, cascade"),
         (["run", MULTISCALE, "certify.sigmas=[0.3,1.0]"], "declares sigmas (0, 0.25, 0.5, 1)"),
         (["run", MULTISCALE, "certify.n=10"], "expected n >= 12"),
         (["run", CONFIG, "certify.sigma=[1"], "undefended.yaml"),

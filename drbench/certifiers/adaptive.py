@@ -15,9 +15,10 @@ from torch import Tensor
 
 from drbench import stats, stopping
 from drbench.api import Defense, Evidence
-from drbench.certifiers.batching import Forward, largest_useful, workers
+from drbench.certifiers.batching import Forward, even, largest_useful, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.certifiers.gaussian import Observation, check_draws, check_images
+from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.evidence import Stage
 
 BATCHES_A_ROUND = 4  # per worker, as long as undecided images last: a kill loses their draws, a few dozen batches
@@ -32,6 +33,10 @@ class _Open:
     nonfinite: int = 0
     point: int = -1  # number of the last checkpoint that was reached
 
+    def leading(self) -> int:
+        """Votes for the class that is tested."""
+        return self.votes[stats.top_class(self.select)]
+
 
 def observe(
     defense: Defense,
@@ -43,10 +48,15 @@ def observe(
     radii: Sequence[float],
     alpha: float,
     give_up: float = 0.01,
+    sequence: str = "e-process",
+    tolerance: float | None = None,
+    done: Sequence[Evidence | None] = (),
     n0: int = 100,
     n: int = 100_000,
     seed: int = 0,
     block: int = 100,
+    smoothing: Smoothing = PLAIN,
+    labels: Sequence[int] | None = None,
     batch_rows: int = 1000,
     rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
@@ -57,26 +67,40 @@ def observe(
 
     Parameters
     ----------
-    mode, radii, alpha, give_up
-        See `stopping.rule`; `radii` are target radii, pixel units.
+    mode, radii, alpha, give_up, sequence
+        See `stopping.rule`; `radii` are target radii, pixel units, in the norm of the noise.
+    tolerance : float, optional
+        Stop all images at the first checkpoint at which no column of the table, with the whole budget, is forecast to
+        rise by more than this share of its images (`stopping.Table`).
+    done : sequence of Evidence or None
+        Of those of the M images that are not among `rows` (None: failed); `tolerance` counts them too.
     n : int
         Budget of estimation draws per image.
-    defense, x, ids, sigma, n0, seed, block, batch_rows, rows, backed_off
+    defense, x, ids, sigma, n0, seed, block, smoothing, labels, batch_rows, rows, backed_off
         As in `gaussian.observe`.
     """
     defense.require(sigma)
     check_images(defense, x)
-    check_draws(n0, n, block, batch_rows)
-    rule = stopping.rule(mode, [radius / sigma for radius in radii], n, alpha, give_up=give_up, block=block)
-    points = rule.points.tolist()
-    forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
-    width = max(1, BATCHES_A_ROUND * workers(defense.device) * forward.rows // block)
-    waiting, open_ = iter(range(len(x)) if rows is None else rows), dict[int, _Open]()
+    n0 = n0 if labels is None else 0
+    check_draws(n0 or 1, n, block, batch_rows)
+    targets = [radius / sigma for radius in radii]
+    rule = stopping.rule(mode, targets, n, alpha, give_up=give_up, block=block, sequence=sequence, noise=smoothing.kind)
+    points, table = rule.points.tolist(), stopping.Table(rule, tolerance, done, len(x))
+    most = largest_useful(batch_rows, len(x) * (n0 + n), defense.device)
+    # A table is stopped as a whole: all its images go on in step.
+    width = len(x) if tolerance is not None else max(1, BATCHES_A_ROUND * workers(defense.device) * most // block)
+    waiting, open_, ended = iter(range(len(x)) if rows is None else rows), dict[int, _Open](), 0
     while True:
-        open_ |= {row: _Open() for row in islice(waiting, width - len(open_))}
+        for row in islice(waiting, width - len(open_)):
+            open_[row] = _Open(None if labels is None else {int(labels[row]): 0})
         if not open_:
             return
-        for votes in count_votes(forward, x, list(_round(open_, ids, points, n0)), seed=seed, block=block):
+        requests = list(_round(open_, ids, points, n0))
+        total = sum(request.draws for request in requests)
+        # Late rounds hold few draws: their batches are smaller, not padded.
+        forward = Forward(defense, sigma, even(total, largest_useful(most, total, defense.device)), backed_off)
+        asked = forward.rows
+        for votes in count_votes(forward, x, requests, seed=seed, block=block, smoothing=smoothing):
             image = open_[votes.request.row]
             image.nonfinite += votes.nonfinite
             if votes.request.stage == "select":
@@ -84,16 +108,20 @@ def observe(
             else:
                 image.votes.update(votes.counts)
                 image.point += 1
+        most = forward.rows if forward.rows < asked else most  # memory ran out
+        failed = {row for row, image in open_.items() if image.nonfinite}
+        drawn_on = [(image.leading(), image.point) for row, image in open_.items() if row not in failed]
+        enough = table.enough(drawn_on, ended + len(failed))
         for row, image in list(open_.items()):
             drawn = points[image.point]
-            if image.nonfinite:
-                error = f"{image.nonfinite} of {n0 + drawn} draws gave non-finite logits"
-                yield Observation(row, None, error)
-            elif rule.stops(image.votes[stats.top_class(image.select)], image.point):
+            if row in failed:
+                yield Observation(row, None, f"{image.nonfinite} of {n0 + drawn} draws gave non-finite logits")
+            elif enough or rule.stops(image.leading(), image.point):
                 yield Observation(row, Evidence((Stage(sigma, image.select, n0, dict(image.votes), drawn),)), None)
             else:
                 continue
             del open_[row]
+            ended += 1
 
 
 def _round(open_: dict[int, _Open], ids: Sequence[int | str], points: list[int], n0: int) -> Iterator[Request]:

@@ -34,6 +34,11 @@ def largest_useful(rows: int, total: int, device: torch.device) -> int:
     return max(1, min(rows, -(-total // workers(device))))
 
 
+def even(total: int, rows: int) -> int:
+    """Batches of at most `rows` that divide `total` evenly, so that hardly any row is padding."""
+    return -(-total // -(-total // rows))
+
+
 class Forward:
     """`defense.logits` in chunks of at most `rows`, halved for good whenever the device runs out of memory.
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from drbench import stats
 from drbench.api import Defense, Draws, Evidence
-from drbench.certifiers.batching import Forward, largest_useful
+from drbench.certifiers.batching import Forward, even, largest_useful
 from drbench.certifiers.gaussian import Observation, check_draws, check_images, observe_stage
+from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.evidence import Stage
 
 FULL_BATCHES = 16  # at the first scale, in one pool of images: few enough that a kill loses seconds
@@ -34,6 +35,7 @@ def observe(
     n: int = 100_000,
     seed: int = 0,
     block: int = 100,
+    smoothing: Smoothing = PLAIN,
     batch_rows: int = 1000,
     rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
@@ -50,7 +52,7 @@ def observe(
         the clean image.
     alpha, split, p0
         Decide which images go on to the next scale: see `stats.decide_cascade`.
-    defense, x, ids, n0, n, seed, block, batch_rows, rows, backed_off
+    defense, x, ids, n0, n, seed, block, smoothing, batch_rows, rows, backed_off
         As in `gaussian.observe`; `n0` and `n` are draws per image and scale.
     """
     stats.check_cascade(sigmas, p0, split)
@@ -68,10 +70,11 @@ def observe(
         for place, sigma in enumerate(scales):
             level = stats.cascade_level(alpha, place, len(scales), split)
             total = len(active) * (n0 + n)
-            even = _even(total, largest_useful(batch_rows, total, defense.device))
-            forward = Forward(defense, sigma, even, backed_off)
-            seen = list(observe_stage(forward, x, ids, active, n0=n0, n=n, seed=seed, block=block))
-            batch_rows = forward.rows if forward.rows < even else batch_rows  # memory ran out
+            most = even(total, largest_useful(batch_rows, total, defense.device))
+            forward = Forward(defense, sigma, most, backed_off)
+            streams = {"seed": seed, "block": block, "smoothing": smoothing}
+            seen = list(observe_stage(forward, x, ids, active, n0=n0, n=n, **streams))
+            batch_rows = forward.rows if forward.rows < most else batch_rows  # memory ran out
             errors |= {row: f"{error} at sigma {sigma:g}" for row, _, error in seen if error}
             for row, stage, _ in seen:
                 stages[row] += [stage] if stage else []
@@ -81,11 +84,6 @@ def observe(
         for row in pool:
             evidence = None if row in errors else Evidence(tuple(stages[row]), clean_logits(defense, x[row : row + 1]))
             yield Observation(row, evidence, errors.get(row))
-
-
-def _even(total: int, rows: int) -> int:
-    """Batches of at most `rows` that divide `total` evenly, so that hardly any row is padding."""
-    return -(-total // -(-total // rows))
 
 
 @torch.inference_mode()

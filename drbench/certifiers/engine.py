@@ -19,7 +19,9 @@ from torch import Tensor
 
 from drbench.api import Draws, DrbenchError
 from drbench.certifiers.batching import Forward, workers
-from drbench.draws import INPUT_NOISE, Span, block_key, normals
+from drbench.certifiers.noise import PLAIN, Smoothing
+from drbench.draws import Span, block_key
+from drbench.evidence import ABSTAIN
 
 
 class Request(NamedTuple):
@@ -33,7 +35,10 @@ class Request(NamedTuple):
 
 
 class Votes(NamedTuple):
-    """The answer to a request: class -> count, and how many draws gave non-finite logits (they are no votes)."""
+    """The answer to a request: class -> count, and how many draws gave non-finite logits (they are no votes).
+
+    `ABSTAIN` counts draws whose noise was not certain (`noise.Smoothing.copies`).
+    """
 
     request: Request
     counts: dict[int, int]
@@ -65,9 +70,15 @@ class _Batch:
 
 
 def count_votes(
-    forward: Forward, x: Tensor, requests: Iterable[Request], *, seed: int = 0, block: int = 100
+    forward: Forward,
+    x: Tensor,
+    requests: Iterable[Request],
+    *,
+    seed: int = 0,
+    block: int = 100,
+    smoothing: Smoothing = PLAIN,
 ) -> Iterator[Votes]:
-    """Votes of `forward.defense` on images under Gaussian noise of level `forward.sigma`.
+    """Votes of `forward.defense` on images under noise of level `forward.sigma`.
 
     Parameters
     ----------
@@ -79,13 +90,15 @@ def count_votes(
         Read lazily, in order; one `Votes` comes back for each, in the same order.
     seed, block : int
         Key of the random streams; part of the identity of a run.
+    smoothing : Smoothing
+        Distribution of the noise, and how it is sampled.
     """
-    carried = np.zeros(forward.defense.num_classes + 1, np.int64)
+    carried = np.zeros(forward.defense.num_classes + 2, np.int64)
     flat = x.flatten(1).numpy()
     with _pool(forward.device) as pool:
         pending: deque[tuple[_Batch, Future]] = deque()
         for batch in _batches(requests, forward.sigma, seed, block, forward.rows):
-            pending.append((batch, pool.submit(_count, forward, batch, flat)))
+            pending.append((batch, pool.submit(_count, forward, batch, flat, smoothing)))
             if len(pending) > workers(forward.device):  # one batch waits, so that no worker does
                 yield from _settle(*pending.popleft(), carried)
         while pending:
@@ -128,26 +141,29 @@ def _batches(requests: Iterable[Request], sigma: float, seed: int, block: int, r
 
 
 @torch.inference_mode()
-def _count(forward: Forward, batch: _Batch, flat: np.ndarray) -> np.ndarray:
-    """(requests of the batch, classes + 1) counts; the last column counts non-finite rows. `flat`: (M, C * H * W)."""
+def _count(forward: Forward, batch: _Batch, flat: np.ndarray, smoothing: Smoothing) -> np.ndarray:
+    """(requests of the batch, classes + 2) counts; the last columns count non-finite and uncertain rows.
+
+    `flat`: (M, C * H * W) clean images.
+    """
     device, classes = forward.device, forward.defense.num_classes
-    logits = forward(_noisy(forward, batch, flat), Draws(batch.spans, device))
     lengths = [span.stop - span.start for span in batch.spans]
+    noisy, uncertain = smoothing.copies(batch.spans, flat[np.repeat(batch.images, lengths)], forward.sigma)
+    logits = forward(_on_device(forward, noisy), Draws(batch.spans, device))
     if logits.shape != (sum(lengths), classes):
         raise DrbenchError(
             f"{type(forward.defense).__name__}.logits: expected shape {(sum(lengths), classes)} "
             f"(rows, num_classes), got {tuple(logits.shape)}"
         )
     vote = logits.argmax(dim=1).where((logits * 0).sum(dim=1) == 0, classes)  # 0, unless a logit is not finite
+    if uncertain is not None and uncertain.any():
+        vote[torch.from_numpy(uncertain).to(device)] = classes + 1
     owners = torch.from_numpy(np.repeat(batch.owners, lengths)).to(device, non_blocking=True)
-    counts = torch.zeros(len(batch.requests) + 1, classes + 1, dtype=torch.int64, device=device)  # last row: padding
+    counts = torch.zeros(len(batch.requests) + 1, classes + 2, dtype=torch.int64, device=device)  # last row: padding
     return counts.index_put_((owners, vote), torch.ones_like(vote), accumulate=True)[:-1].cpu().numpy()
 
 
-def _noisy(forward: Forward, batch: _Batch, flat: np.ndarray) -> Tensor:
-    rows = normals(batch.spans, INPUT_NOISE, flat.shape[1])
-    rows *= np.float32(forward.sigma)
-    rows += flat[np.repeat(batch.images, [span.stop - span.start for span in batch.spans])]
+def _on_device(forward: Forward, rows: np.ndarray) -> Tensor:
     noisy = torch.from_numpy(rows.reshape(-1, *forward.defense.input_shape))
     return noisy.pin_memory().to(forward.device, non_blocking=True) if forward.device.type == "cuda" else noisy
 
@@ -157,6 +173,7 @@ def _settle(batch: _Batch, counts: Future[np.ndarray], carried: np.ndarray) -> I
     for position, (request, row) in enumerate(zip(batch.requests, counts.result(), strict=True)):
         carried += row
         if position < len(batch.requests) - 1 or batch.last_is_complete:
-            counted = {int(c): int(carried[c]) for c in np.flatnonzero(carried[:-1])}
-            yield Votes(request, counted, int(carried[-1]))
+            *votes, nonfinite, uncertain = carried.tolist()
+            counted = {c: count for c, count in enumerate(votes) if count} | ({ABSTAIN: uncertain} if uncertain else {})
+            yield Votes(request, counted, nonfinite)
             carried[:] = 0

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from drbench.api import Defense, DrbenchError, Evidence
 from drbench.certifiers.batching import Forward, largest_useful
 from drbench.certifiers.engine import Request, count_votes
+from drbench.certifiers.noise import PLAIN, Smoothing
+from drbench.draws import INPUT_NOISE, Span, block_key, words
 from drbench.evidence import Stage
 
 
@@ -36,6 +39,9 @@ def observe(
     n: int = 100_000,
     seed: int = 0,
     block: int = 100,
+    smoothing: Smoothing = PLAIN,
+    labels: Sequence[int] | None = None,
+    randomize: bool = False,
     batch_rows: int = 1000,
     rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
@@ -54,8 +60,14 @@ def observe(
         Noise level, pixel units, > 0 and declared by the defense.
     n0, n : int
         Selection and estimation draws per image (disjoint streams).
-    seed, block, batch_rows : int
-        See `engine.count_votes` and `batching.Forward`; only the first two can change the counts.
+    seed, block, smoothing
+        See `engine.count_votes`.
+    labels : sequence of int, optional
+        M classes to be tested, named in advance; then no selection draws are made.
+    randomize : bool
+        Whether the evidence holds a uniform number of each image, for randomized bounds.
+    batch_rows : int
+        See `batching.Forward`. Does not change the counts.
     rows : iterable of int, optional
         Which of the images, read lazily; by default all.
     backed_off : callable
@@ -65,30 +77,48 @@ def observe(
         raise DrbenchError(f"certifier 'gaussian' needs sigma > 0, got {sigma:g}")
     defense.require(sigma)
     check_images(defense, x)
-    check_draws(n0, n, block, batch_rows)
+    check_draws(n0 if labels is None else 1, n, block, batch_rows)
     forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
+    streams = {"seed": seed, "block": block, "smoothing": smoothing}
     rows = range(len(x)) if rows is None else rows
-    for row, stage, error in observe_stage(forward, x, ids, rows, n0=n0, n=n, seed=seed, block=block):
-        yield Observation(row, stage and Evidence((stage,)), error)
+    for row, stage, error in observe_stage(forward, x, ids, rows, n0=n0, n=n, labels=labels, **streams):
+        uniform = uniform_of(ids[row], sigma, seed) if randomize else None
+        yield Observation(row, stage and Evidence((stage,), uniform=uniform), error)
 
 
 def observe_stage(
-    forward: Forward, x: Tensor, ids: Sequence[int | str], rows: Iterable[int], *, n0: int, n: int, **streams: int
+    forward: Forward,
+    x: Tensor,
+    ids: Sequence[int | str],
+    rows: Iterable[int],
+    *,
+    n0: int,
+    n: int,
+    labels: Sequence[int] | None = None,
+    **streams,
 ) -> Iterator[tuple[int, Stage | None, str | None]]:
     """For each of `rows`, in order: its number, and its votes at the level of `forward` or why there are none.
 
-    `streams` are the `seed` and `block` of `engine.count_votes`.
+    `streams` are the `seed`, `block` and `smoothing` of `engine.count_votes`; `labels` as in `observe`.
     """
-    requests = (
-        Request(row, ids[row], stage, draws) for row in rows for stage, draws in (("select", n0), ("estimate", n))
-    )
+    n0 = n0 if labels is None else 0
+    wanted = [(stage, draws) for stage, draws in (("select", n0), ("estimate", n)) if draws]
+    requests = (Request(row, ids[row], stage, draws) for row in rows for stage, draws in wanted)
     answers = count_votes(forward, x, requests, **streams)
-    for select, estimate in zip(answers, answers, strict=True):
-        bad = select.nonfinite + estimate.nonfinite
+    for *first, estimate in zip(*[answers] * len(wanted), strict=True):
+        row = estimate.request.row
+        bad = sum(found.nonfinite for found in (*first, estimate))
         if bad:
-            yield select.request.row, None, f"{bad} of {n0 + n} draws gave non-finite logits"
+            yield row, None, f"{bad} of {n0 + n} draws gave non-finite logits"
         else:
-            yield select.request.row, Stage(forward.sigma, select.counts, n0, estimate.counts, n), None
+            select = first[0].counts if first else {int(labels[row]): 0}
+            yield row, Stage(forward.sigma, select, n0, estimate.counts, n), None
+
+
+def uniform_of(image_id: int | str, sigma: float, seed: int) -> float:
+    """The one number in (0, 1) of an image that randomized bounds use; from a stream of its own."""
+    (word,) = words([Span(block_key(seed, image_id, sigma, "bound", 0), 0, 1)], INPUT_NOISE, 1)
+    return (int(word >> np.uint64(12)) + 0.5) * 2.0**-52
 
 
 def check_draws(*numbers: int) -> None:

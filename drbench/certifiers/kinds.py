@@ -9,26 +9,56 @@ from torch import Tensor
 from drbench.api import Defense
 from drbench.certifiers import adaptive, cascade, gaussian
 from drbench.certifiers.gaussian import Observation
+from drbench.certifiers.noise import Smoothing
+from drbench.evidence import Evidence
+
+OF_A_TABLE = "tolerance"  # key of engines that stop a table as a whole: they need to know the images that are done
+
+
+def _gaussian(engine: Mapping) -> dict:
+    return {"sigma": engine["sigma"], "randomize": engine.get("options", {}).get("bound") == "randomized"}
+
+
+def _adaptive(engine: Mapping) -> dict:
+    given = {key: engine[key] for key in ("sigma", "alpha", "radii", "give_up", OF_A_TABLE) if key in engine}
+    return {**given, **{key: engine["options"][key] for key in ("mode", "sequence") if key in engine["options"]}}
+
+
+def _cascade(engine: Mapping) -> dict:
+    return {"alpha": engine["alpha"], **{key: engine["options"][key] for key in ("sigmas", "split", "p0")}}
+
 
 # kind (adaptive: gaussian in any mode but fixed) -> observer, and what it takes from the section `engine` of a header
-# besides n0, n, block and seed
+# besides n0, n, block, seed and how noise is made
 KINDS = {
-    "adaptive": (
-        adaptive.observe,
-        lambda engine: {
-            "mode": engine["options"]["mode"],
-            **{key: engine[key] for key in ("sigma", "alpha", "radii", "give_up")},
-        },
-    ),
-    "gaussian": (gaussian.observe, lambda engine: {"sigma": engine["sigma"]}),
-    "cascade": (
-        cascade.observe,
-        lambda engine: {"alpha": engine["alpha"], **{key: engine["options"][key] for key in ("sigmas", "split", "p0")}},
-    ),
+    "adaptive": (adaptive.observe, _adaptive),
+    "gaussian": (gaussian.observe, _gaussian),
+    "cascade": (cascade.observe, _cascade),
 }
 
 
-def observe(engine: Mapping, defense: Defense, x: Tensor, ids: Sequence[int | str], **run) -> Iterator[Observation]:
-    """Evidence about images as `engine` describes it; `run` (batch_rows, backed_off) does not change it."""
+def smoothing(engine: Mapping) -> Smoothing:
+    """How the noisy copies of such a run are made."""
+    return Smoothing(engine.get("options", {}).get("noise", "gaussian"), **engine.get("sampling", {}))
+
+
+def observe(
+    engine: Mapping,
+    defense: Defense,
+    x: Tensor,
+    ids: Sequence[int | str],
+    labels: Sequence[int],
+    done: Sequence[Evidence | None] = (),
+    **run,
+) -> Iterator[Observation]:
+    """Evidence about images as `engine` describes it; `run` (batch_rows, rows, backed_off) does not change it.
+
+    `labels` are looked at only if the engine tests the true class; `done` is the evidence of the other images of the
+    table (None: failed).
+    """
     observer, own = KINDS["adaptive" if "mode" in engine.get("options", {}) else engine["certifier"]]
-    return observer(defense, x, ids, **{key: engine[key] for key in ("n0", "n", "block", "seed")}, **own(engine), **run)
+    keys = {key: engine[key] for key in ("n0", "n", "block", "seed")} | own(engine)
+    keys["smoothing"] = smoothing(engine)
+    keys |= {"labels": labels} if engine.get("select") == "label" else {}
+    keys |= {"done": done} if OF_A_TABLE in engine else {}
+    return observer(defense, x, ids, **keys, **run)

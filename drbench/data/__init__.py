@@ -100,6 +100,12 @@ class Images:
         return tuple(self.x.shape[1:])
 
     @property
+    def grid(self) -> int | None:
+        """L if all pixels are multiples of 1 / L, of the L that scans and 8-bit files have; None for other images."""
+        scaled = ((grid, self.x * grid) for grid in (16, 255))
+        return next((grid for grid, x in scaled if float((x - x.round()).abs().max()) < 1e-3), None)
+
+    @property
     def sha256(self) -> str:
         """Hash of ids, labels and pixels: two runs with the same hash saw the same images."""
         digest = hashlib.sha256(repr((self.ids, self.y.tolist(), self.shape)).encode())

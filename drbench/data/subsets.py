@@ -16,8 +16,8 @@ def choose(rule: str, ids: Sequence[int | str]) -> list[int]:
     Parameters
     ----------
     rule : str
-        "all"; "firstN" (positions 0..N-1); "everyN" (positions 0, N, 2N, ...); "ids:FILE" (one id a line, in the
-        order of the file).
+        "all"; "firstN" (positions 0..N-1); "everyN" (positions 0, N, 2N, ...); "AtoB" (positions A..B-1);
+        "ids:FILE" (one id a line, in the order of the file).
     ids : sequence
         Ids of the whole split.
     """
@@ -25,9 +25,15 @@ def choose(rule: str, ids: Sequence[int | str]) -> list[int]:
         return list(range(len(ids)))
     if rule.startswith("ids:"):
         return _from_file(Path(rule.removeprefix("ids:")), ids)
+    part = re.fullmatch(r"(\d+)to(\d+)", rule)
+    if part:
+        first, end = map(int, part.groups())
+        if not first < end <= len(ids):
+            raise DrbenchError(f"subset {rule!r}: expected positions A < B <= {len(ids)}, the size of the split")
+        return list(range(first, end))
     match = re.fullmatch(r"(first|every)([1-9]\d*)", rule)
     if not match:
-        raise DrbenchError(f"unknown subset {rule!r}; expected all, firstN, everyN or ids:FILE, e.g. first100")
+        raise DrbenchError(f"unknown subset {rule!r}; expected all, firstN, everyN, AtoB or ids:FILE, e.g. first100")
     number = int(match[2])
     if match[1] == "every":
         return list(range(0, len(ids), number))

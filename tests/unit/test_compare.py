@@ -67,6 +67,9 @@ def test_counts_of_two_runs(tmp_path):
     assert list(table.accuracy_a) == [0.8, 0.6] and list(table.accuracy_b) == [0.8, 0.4]
     assert list(table.difference) == [0.0, 0.2] and list(table.p) == [1.0, 1.0]
     assert (table.a == "a").all() and (table.b == "b").all() and table.same_noise.all()
+    assert (table.boot_low <= table.difference).all() and (table.difference <= table.boot_high).all()
+    # of 5 images with differences 1, 1, -1, 0, 0 at r = 0.5 a resample has a mean between -1 and 1, of variance 0.128
+    assert table.boot_low[1] == pytest.approx(-0.4, abs=0.21) and table.boot_high[1] == pytest.approx(0.8, abs=0.21)
     swapped = compare.compare([b], [a], radii=[0.0, 0.5])
     assert (swapped.a == "b").all() and list(swapped.difference) == [0.0, -0.2]
     assert swapped.acr_low[0] == pytest.approx(-table.acr_high[0], abs=0.05)

@@ -46,6 +46,7 @@ def test_subset_rules(tmp_path):
     assert choose("all", ids) == [0, 1, 2, 3, 4]
     assert choose("first2", ids) == [0, 1]
     assert choose("every2", ids) == [0, 2, 4]
+    assert choose("1to4", ids) == [1, 2, 3]
     listed = tmp_path / "ids.txt"
     listed.write_text("d\nb\n")
     assert choose(f"ids:{listed}", ids) == [3, 1]
@@ -57,6 +58,8 @@ def test_subset_rules(tmp_path):
         ("first9", "asks for 9 images, the split has 5"),
         ("frist2", "expected all, firstN"),
         ("first0", "expected all"),
+        ("3to9", "expected positions A < B <= 5"),
+        ("2to2", "expected positions A < B"),
         (f"ids:{tmp_path}/no", "cannot read the list"),
     ):
         with pytest.raises(DrbenchError, match=message):

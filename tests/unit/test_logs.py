@@ -111,6 +111,25 @@ def test_the_implied_alpha_contains_the_true_one(n, alpha, sigma):
     assert implied_alpha(parse_lines([cap, 0.1]), Settings(sigma=sigma, n=n)) is None  # no plateau, no ceiling
 
 
+@pytest.mark.parametrize("form", ["multiscale", "iss", "ensembles"])
+def test_no_alpha_is_implied_where_n_and_alpha_have_no_ceiling(form):
+    """Scales of a cascade share alpha, ISS draws as many as it needs: a plateau there means something else."""
+    cap = float(f"{stats.ceiling_radius(100_000, 0.01, 0.5):.3g}")
+    lines = parse_lines([cap] * 4 + [0.1])
+    assert any("n or alpha is another one" in text for text in oddities(lines, SETTINGS, "cohen"))
+    assert not any("n or alpha is another one" in text for text in oddities(lines, SETTINGS, form))
+
+
+def test_a_table_says_that_a_log_beside_our_rows_has_another_alpha(tmp_path):
+    ours = make_run(tmp_path / "runs/ours/x", [990] * 5)
+    path = written(tmp_path, cohen_tsv(ours))
+    theirs = Settings(dataset="digits", defense="theirs", n=1000, n0=100, alpha=0.01)
+    folder, _ = import_log(path, "cohen", theirs, tmp_path)
+    text = tables.render_markdown(summary.frame([ours, record.read(folder)]))
+    assert "Not the same alpha in all rows, compare with care: 0.01, but 0.001, rcm at σ = 0.5 (test)." in text
+    assert "Not the same n in" not in text
+
+
 def parse_lines(radii):
     from drbench.logs import Line
 

@@ -116,7 +116,7 @@ def test_a_method_looks_the_same_in_all_panels_and_unlike_the_others(runs):
 
 def test_thirty_five_methods_have_different_lines(tmp_path):
     many = summary.frame([make_run(tmp_path / str(i), [ALL], n=ALL, variant=f"{i:02}") for i in range(35)], radii=[0.0])
-    assert len({str(style) for style in plots._styles(many).values()}) == 35
+    assert len({str(style) for style in plots.line_styles(many).values()}) == 35
 
 
 def test_bands_are_the_intervals(tmp_path):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from drbench import stats
+from drbench import noises, stats
 from drbench.errors import DrbenchError
-from drbench.sequential import log_e_above, log_e_below, share_above, share_below
-from drbench.stopping import checkpoints, rule
+from drbench.evidence import Evidence, Stage
+from drbench.sequential import checkpoints, log_e_above, log_e_below, share_above, share_below, union_level
+from drbench.stopping import Table, rule, simulate
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,33 @@ def test_checkpoints_are_multiples_of_a_block_and_end_at_the_budget():
     assert max(b / a for a, b in itertools.pairwise(points[10:])) < 1.16
 
 
+def test_levels_of_the_union_bound_sum_to_alpha():
+    points = checkpoints(10**9, 1)
+    levels = [union_level(0.001, point, points) for point in points]
+    assert levels[0] == pytest.approx(0.001 / 6) and 0.0009 < sum(levels) < 0.001
+    with pytest.raises(DrbenchError, match="at which the sequence is looked at"):
+        union_level(0.001, 101, checkpoints(1000))
+
+
+@pytest.mark.parametrize("sequence", ["e-process", "union"])
+@pytest.mark.parametrize("mode", ["sequential", "hybrid", "curtailed"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.84])
+def test_claims_at_any_checkpoint_by_enumeration(mode, sequence, share):
+    """P(the limit exceeds the true share at some checkpoint), over all paths: so for every stopping rule."""
+    budget, block, alpha = 60, 5, 0.05
+    alive, hit, before = np.array([1.0]), 0.0, 0
+    for draws in checkpoints(budget, block):
+        step = reference.binom.pmf(np.arange(draws - before + 1), draws - before, share)
+        alive, before = np.convolve(alive, step), draws
+        limits = np.array(
+            [stats.vote_share(mode, k, draws, budget, alpha, sequence, block)[0] for k in range(draws + 1)]
+        )
+        hit += alive[limits > share].sum()
+        alive[limits > share] = 0
+    assert hit <= alpha
+    assert hit > alpha / 50  # and not for free
+
+
 RADII = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
@@ -109,6 +137,56 @@ def test_sequential_rule_is_where_the_limits_pass_the_targets():
             votes = int(stop.refuted[point, target])
             if votes >= 0:
                 assert share_below(votes, draws, 0.01) <= share < share_below(votes + 1, draws, 0.01)
+
+
+@pytest.mark.parametrize("noise", ["uniform", "laplace"])
+def test_rules_for_other_noises_are_at_their_own_shares(noise):
+    stop = rule("sequential", (0.5,), 5000, 0.001, noise=noise)
+    same = rule("sequential", (float(reference.norm.ppf(1 - noises.NOISES[noise].tail(0.5))),), 5000, 0.001)
+    assert abs(stop.reached - same.reached).max() <= 1 and abs(stop.refuted - same.refuted).max() <= 1
+
+
+def test_what_may_have_gone_on():
+    """Votes after which no path can have left a target open at the checkpoint before are found."""
+    stop = rule("curtailed", (0.0,), 1000, 0.001)  # 550 votes certify
+    assert stop.points[:7].tolist() == [100, 200, 300, 400, 500, 600, 700]
+    assert not stop.may_pass(700, 6)  # all of 600 votes: settled there
+    assert stop.may_pass(600, 6) and stop.may_pass(3, 0)
+    assert not stop.may_pass(10, 6)  # at most 10 votes of 600: hopeless there
+
+
+def test_a_simulated_stream_stops_where_the_rule_does():
+    stop = rule("sequential", (0.0, 1.0), 5000, 0.001)
+    for share in (0.1, 0.6, 0.9, 1.0):
+        votes, draws = simulate(stop, share, np.random.default_rng(0))
+        assert stop.stops(votes, stop.points.tolist().index(draws))
+    assert simulate(stop, 1.0, np.random.default_rng(0))[1] == 100
+
+
+def test_a_table_stops_when_no_column_can_rise_by_more():
+    stop = rule("sequential", (0.0, 1.0), 5000, 0.001)
+    assert stop.final.tolist() == [stats.smallest_votes(5000, 0.001, r) for r in (0.0, 1.0)]
+    likely, settled = (60, 0), (100, 0)  # 60 of 100 votes: not yet above 1/2, but likely with 5000
+    assert stop.open_targets(*likely).tolist() == [True, False] and not stop.open_targets(*settled).any()
+    assert Table(stop, 0.11, (), 20).enough([likely] * 2 + [settled] * 18)
+    assert not Table(stop, 0.11, (), 20).enough([likely] * 3 + [settled] * 17)
+    assert Table(stop, 0.0, (), 20).enough([settled] * 20)
+    assert not Table(stop, None, (), 20).enough([settled] * 20)
+    assert not Table(stop, 0.11, (), 20).enough([settled] * 19)  # one image is elsewhere
+    assert Table(stop, 0.11, (), 20).enough([settled] * 12, ended=8)
+    # Images of an earlier session: one is open for good, and the table was drawn on to the second checkpoint.
+    done = [Evidence((Stage(1.0, {1: 5}, 5, {1: 118, 0: 82}, 200),)), None]
+    assert not Table(stop, 0.11, done, 20).enough([likely] + [settled] * 17)
+    assert Table(stop, 0.11, done, 20).enough([(118, 1)] + [(200, 1)] * 17)
+    assert not Table(stop, 0.11, done, 20).enough([(118, 1)] * 2 + [(200, 1)] * 16)
+
+
+@pytest.mark.parametrize(("votes", "draws"), [(60, 100), (50, 100), (420, 500), (500, 600), (2400, 5000)])
+def test_the_forecast_is_near_the_beta_binomial(votes, draws):
+    stop = rule("hybrid", (0.0, 1.0), 5000, 0.001)
+    exact = reference.betabinom.sf(stop.final - votes - 1, 5000 - draws, votes + 0.5, draws - votes + 0.5)
+    chance = Table(stop, 0.1, (), 1)._chance(np.array([[votes]]), np.array([[draws]]))
+    assert chance[0] == pytest.approx(exact, abs=0.02)
 
 
 @pytest.mark.slow

@@ -169,3 +169,51 @@ def test_intervals():
     assert (low, high) == pytest.approx((43.84, 55.16), abs=0.6)
     with pytest.raises(DrbenchError, match="expected 0 <= k <= n"):
         stats.interval(5, 4)
+
+
+# ---- randomized limits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, alpha", [(8, 0.05), (30, 0.01)])
+def test_randomized_limits_miss_with_probability_alpha_exactly(n, alpha):
+    """P(limit < p) over counts and uniform numbers, for p where many counts matter and where one does."""
+    uniforms = (np.arange(400) + 0.5) / 400
+    limits = np.array([[stats.randomized_upper(k, n, alpha, u) for u in uniforms] for k in range(n + 1)])
+    assert (np.diff(limits, axis=1) >= 0).all()
+    for p in (0.05, 0.3, 0.5, 0.83):
+        missed = reference.binom.pmf(np.arange(n + 1), n, p) @ (limits < p).mean(axis=1)
+        assert missed == pytest.approx(alpha, abs=1.01 * reference.binom.pmf(np.arange(n + 1), n, p).max() / 400)
+
+
+def test_randomized_limits_lie_between_those_of_neighbours():
+    for k, n in ((0, 100), (7, 100), (99, 100), (3, 100_000)):
+        assert stats.randomized_upper(k, n, ALPHA, 1.0) == pytest.approx(stats.cp_upper(k, n, ALPHA), rel=1e-9)
+        least = stats.randomized_upper(k, n, ALPHA, 1e-12)
+        assert least == pytest.approx(stats.cp_upper(k - 1, n, ALPHA) if k else 0.0, rel=1e-6)
+    assert stats.randomized_upper(0, 100, ALPHA, 0.5) == pytest.approx(1 - (ALPHA / 0.5) ** (1 / 100), rel=1e-12)
+    with pytest.raises(DrbenchError, match="uniform number in"):
+        stats.randomized_upper(1, 10, ALPHA, 1.5)
+
+
+def test_randomized_decision():
+    stage = Stage(0.5, {1: 10}, 10, {1: 990, 0: 10}, 1000)
+    plain = stats.decide_gaussian(Evidence((stage,)), ALPHA).radius
+    radii = [
+        stats.decide_gaussian(Evidence((stage,), uniform=u), ALPHA, bound="randomized").radius for u in (1.0, 0.5, 1e-9)
+    ]
+    assert radii[0] == pytest.approx(plain) and plain < radii[1] < radii[2] < 1.1 * plain
+    all_agree = Evidence((Stage(0.5, {1: 10}, 10, {1: 1000}, 1000),), uniform=ALPHA / 2)
+    assert 4 < stats.decide_gaussian(all_agree, ALPHA, bound="randomized").radius < 4.2  # no ceiling, but no infinity
+    with pytest.raises(DrbenchError, match="uniform number of the image"):
+        stats.decide_gaussian(Evidence((stage,)), ALPHA, bound="randomized")
+    assert Evidence.from_json(all_agree.to_json()) == all_agree
+
+
+def test_a_class_named_in_advance_needs_no_selection():
+    named = Evidence((Stage(0.5, {2: 0}, 0, {1: 990, 2: 10}, 1000),))
+    assert stats.decide("gaussian", named, ALPHA).detail["class"] == 2
+    assert stats.decide("gaussian", named, ALPHA).prediction == ABSTAIN
+    # Draws without a class are no votes for one, whatever their number.
+    unsure = Evidence((Stage(0.5, {ABSTAIN: 9, 3: 1}, 10, {ABSTAIN: 600, 3: 400}, 1000),))
+    assert stats.decide("gaussian", unsure, ALPHA).detail["class"] == 3
+    assert stats.decide("gaussian", unsure, ALPHA).prediction == ABSTAIN

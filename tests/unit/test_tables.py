@@ -18,10 +18,11 @@ from tests.runs import make_cascade, make_run
 N, ALPHA = 1000, 0.001
 WRONG, ABSTAINS, ALL = 0, 500, N
 ORDER = [
-    "dataset", "subset", "defense", "variant", "certifier", "mode", "protocol", "sigma", "sigmas", "n0", "n", "draws",
-    "alpha", "ceiling", "images", "radius", "certified_accuracy", "ci_low", "ci_high", "certified_accuracy_multiclass",
-    "acr", "acr_low", "acr_high", "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights",
-    "partial", "marks", "run",
+    "dataset", "subset", "defense", "variant", "certifier", "mode", "protocol", "preset", "noise", "norm", "sigma",
+    "sigmas", "n0", "n", "draws", "alpha", "ceiling", "images", "radius", "certified_accuracy", "ci_low", "ci_high",
+    "wilson_low", "wilson_high", "certified_accuracy_high_probability", "certified_accuracy_multiclass", "acr",
+    "acr_low", "acr_high", "acr_constant", "acr_easiest", "radius_median", "p_10", "p_25", "p_50", "p_75", "p_90",
+    "abstention", "errors", "nfe", "nfe_detail", "seconds_per_image", "weights", "partial", "marks", "run",
 ]  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def test_every_markdown_row_has_as_many_cells_as_its_head(tmp_path):
         counts = None if not line.startswith("|") else counts or cells
         assert counts is None or cells == counts
         seen += counts is not None
-    assert seen == 3 + 4 + 3 + 4  # heads, rules and rows: two methods at sigma 0.5 and in the envelopes
+    assert seen == 3 + 4 + 3 + 4 + 6  # heads, rules, rows: two methods at sigma 0.5, in the envelopes; all beside ACR
 
 
 def test_a_dash_only_beyond_the_ceiling_and_zero_in_the_csv(tmp_path):
@@ -401,3 +402,63 @@ def test_cascades_have_a_group_of_their_own(tmp_path):
     assert r"digits test, cascade over $\sigma = 1, 0.25$: one classifier" in tex and "σ" not in tex
     alone = tables.render_markdown(summary.frame(runs[1:2]))
     assert "upper envelope" not in alone and "Cascades: where" not in alone
+
+
+# ---- beside the averages ---------------------------------------------------------------------------------------------
+
+
+def test_what_stands_beside_the_acr_by_hand(tmp_path):
+    """Radii 1.23, 1.23, 0.55 and 0 of four right images; two labels would be needed for another constant answer."""
+    run = make_run(tmp_path / "a", [ALL, ALL, 900, ABSTAINS], sigma=0.5)
+    first = summary.frame([run]).iloc[0]
+    radius = stats.gaussian_radius(900, N, ALPHA, 0.5)
+    assert first.acr_constant == pytest.approx(ceiling(0.5))  # every label is 1
+    assert first.acr_easiest == pytest.approx(ceiling(0.5) / (2 * ceiling(0.5) + radius))
+    assert first.radius_median == pytest.approx((radius + ceiling(0.5)) / 2)
+    assert first[["p_10", "p_50", "p_90"]].tolist() == pytest.approx(np.quantile([1, 1, 0.9, 0.5], [0.1, 0.5, 0.9]))
+    wilson = reference.binomtest(3, 4).proportion_ci(0.95, method="wilson")
+    assert (first.wilson_low, first.wilson_high) == pytest.approx((wilson.low, wilson.high), abs=1e-9)
+    text = tables.render_markdown(summary.frame([run]))
+    line = next(line for line in text.splitlines() if line.startswith("| rcm at σ = 0.5 (test) |"))
+    assert line.split(" | ")[1] == f"{first.acr:.3f}" and line.endswith(" 50.0 |")  # one of four may be false
+
+
+def test_high_probability_takes_off_what_may_be_false(tmp_path):
+    table = summary.frame([make_run(tmp_path / "a", [ALL] * 500)], radii=[0.0, 1.0])
+    assert table.certified_accuracy_high_probability.tolist() == [0.992, 0.992]  # 4 of 500
+    unsound = make_cascade(tmp_path / "b", [[990], [400, 900]], protocol="paper_code")
+    assert summary.frame([unsound], radii=[0.0]).certified_accuracy_high_probability.isna().all()
+    assert summary.frame([unsound], radii=[0.0]).p_50.isna().all()
+
+
+def test_protocols_are_named_with_what_differs(tmp_path):
+    run = make_run(tmp_path / "a", [ALL])
+    record.write_header(run.folder, run.header | {"protocol": {"name": "cohen2019", "differs": ["certify.n = 1000"]}})
+    table = summary.frame([record.read(run.folder)])
+    assert set(table.preset) == {"cohen2019, except certify.n = 1000"}
+    assert "Protocol cohen2019, except certify.n = 1000: rcm at σ = 0.5 (test)." in tables.render_markdown(table)
+
+
+def test_radii_in_another_norm(tmp_path):
+    run = make_run(tmp_path / "a", [ALL, 900], sigma=0.5)
+    linf = summary.frame([run], norm="linf")
+    assert linf.ceiling[0] == pytest.approx(ceiling(0.5) / 8)
+    assert linf.radius.tolist() == pytest.approx([i * 4 / 255 for i in range(10)])  # about ten columns
+    assert linf[linf.radius > linf.ceiling[0]].certified_accuracy.eq(0).all()
+    assert "r = 4/255" in tables.render_markdown(linf) and "linf radii" in tables.render_markdown(linf)
+    unknown = make_run(tmp_path / "b", [ALL], dataset="elsewhere")
+    with pytest.raises(DrbenchError, match="does not say the shape of its images"):
+        summary.frame([unknown], norm="linf")
+    assert summary.frame([unknown], norm="l2").ceiling[0] == ceiling(0.5)
+
+
+def test_distribution_of_the_votes(tmp_path):
+    from drbench import share_plot
+
+    runs = [make_run(tmp_path / "a", [ALL, 900, 900, None]), make_cascade(tmp_path / "b", [[990]])]
+    written = share_plot.share_curves(runs, tmp_path / "votes")
+    assert [path.suffix for path in written] == [".png", ".svg", ".csv"]
+    corners = pd.read_csv(written[2], keep_default_na=False)
+    assert corners.p.tolist() == [0.9, 1.0] and corners.share_of_images.tolist() == pytest.approx([2 / 3, 1.0])
+    with pytest.raises(DrbenchError, match="cascades and logs have no such share"):
+        share_plot.share_curves(runs[1:], tmp_path / "none")

@@ -1,0 +1,154 @@
+"""What a sweep will cost, measured before it runs: rows, network evaluations, time, memory, disk.
+
+Two warm batches of real noisy images are timed in the engine. Their votes also tell, roughly, how soon a mode that
+stops early would stop.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from drbench import build, config, cost, execution, header, record, stats, stopping
+from drbench.api import Defense, Evidence
+from drbench.certifiers import kinds
+from drbench.certifiers.batching import Forward, find_batch_rows, workers
+from drbench.certifiers.engine import Request, count_votes
+from drbench.data import Images
+from drbench.evidence import Stage
+from drbench.jobs import prepare
+from drbench.record import Row
+
+DRAWS_PER_IMAGE, MOST_IMAGES, STREAMS = 50, 50, 20  # of the pilot; simulated streams per image of it
+
+
+class Cost(NamedTuple):
+    """What one run costs; rows are noisy draws, evaluations are network calls on one row each."""
+
+    name: str
+    sigmas: str
+    images: int
+    rows: float  # of the config's own mode if it is fixed: all scales of a cascade
+    evaluations: float
+    seconds: float
+    early_rows: float  # mode sequential; NaN where there is none
+    early_seconds: float
+    memory: float  # bytes, peak of the process or of the accelerator
+    disk: float  # bytes
+    pilot: int  # images behind the estimate of early_rows
+
+
+def measure(cells: Sequence[DictConfig]) -> list[Cost]:
+    """Cost of each resolved config, in mode fixed and in mode sequential."""
+    resident: dict = {}
+    return [_measure(cell, resident) for cell in cells]
+
+
+def _measure(cell: DictConfig, resident: dict) -> Cost:
+    images, spec = build.images(cell), cell.certify
+    defense, batch_rows = prepare(cell, images, resident), cell.run.batch_rows
+    if batch_rows == "auto":
+        batch_rows = find_batch_rows(defense, spec.sigma, len(images) * (spec.n0 + spec.n))
+    if cell.run.compile:
+        execution.compile_networks(defense, cell.run.cuda_graphs)
+    engine, scales = header.engine(cell, images), config.levels(cell)
+    pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
+    per_image = engine["n0"] + spec.n
+    for sigma in scales:
+        pilot, rate = _pilot(defense, images, engine, sigma, batch_rows)
+        memory = max(memory, _peak(defense))
+        seconds += len(images) * per_image / rate
+        calls += sum(cost.measured_nfe(defense, sigma).values())
+    early = float("nan")
+    if spec.kind == "gaussian":
+        early = engine["n0"] + _expected_draws(cell, pilot)
+    line = _line(engine, scales, images)
+    name = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part)
+    return Cost(
+        name, ", ".join(f"{sigma:g}" for sigma in scales), len(images), len(images) * per_image * len(scales),
+        len(images) * per_image * calls, seconds, len(images) * early, seconds * early / per_image, memory,
+        len(images) * line, len(pilot),
+    )  # fmt: skip
+
+
+def _pilot(defense: Defense, images: Images, engine: dict, sigma: float, batch_rows: int) -> tuple[list, float]:
+    """(votes for the leading class, draws) of images spread over the subset; and rows per second of the engine."""
+    forward = Forward(defense, sigma, batch_rows)
+    total = 2 * batch_rows * workers(defense.device)
+    chosen = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images), max(1, total // DRAWS_PER_IMAGE)), dtype=int)
+    draws = -(-total // len(chosen))
+    streams = {"seed": engine["seed"], "block": engine["block"], "smoothing": kinds.smoothing(engine)}
+    warm = [Request(int(chosen[0]), "warm-up", "plan", batch_rows * workers(defense.device))]
+    list(count_votes(forward, images.x, warm, **streams))
+    requests = [Request(int(row), images.ids[row], "plan", draws) for row in chosen]  # a stage of its own
+    start = time.perf_counter()
+    votes = list(count_votes(forward, images.x, requests, **streams))
+    rate = draws * len(chosen) / (time.perf_counter() - start)
+    return [(max(found.counts.values(), default=0), draws) for found in votes], rate
+
+
+def _expected_draws(cell: DictConfig, pilot: Sequence[tuple[int, int]]) -> float:
+    """Mean draws of mode sequential, simulated for shares that the pilot's votes leave possible."""
+    spec = cell.certify
+    about = stopping.plan("sequential", spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up, spec.noise)
+    rule = stopping.rule(
+        "sequential", [radius / spec.sigma for radius in about["radii"]], spec.n, spec.alpha,
+        give_up=spec.give_up, block=spec.block, sequence=spec.sequence, noise=spec.noise,
+    )  # fmt: skip
+    rng, used = np.random.Generator(np.random.Philox(key=0)), []
+    for votes, draws in pilot:
+        for share in rng.beta(votes + 0.5, draws - votes + 0.5, STREAMS):
+            used.append(stopping.simulate(rule, share, rng)[1])
+    return float(np.mean(used))
+
+
+def _peak(defense: Defense) -> float:
+    if defense.device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(defense.device))
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _line(engine: dict, scales: Sequence[float], images: Images) -> int:
+    """Bytes of a recorded image with votes for three classes at each scale."""
+    n0, n = engine["n0"], engine["n"]
+    stages = tuple(Stage(sigma, {0: n0}, n0, {0: n - 2 * (n // 3), 1: n // 3, 2: n // 3}, n) for sigma in scales)
+    row = Row(images.ids[-1], 0, Evidence(stages), stats.Certificate(0, 0.123456789, {"p_lower": 0.987654321}), 0.123)
+    return len(record.encode(row.to_json()))
+
+
+def render(costs: Sequence[Cost]) -> str:
+    """A table with a line per run and their sum; times on this machine, as it is now."""
+    head = ("RUN", "SIGMA", "IMAGES", "ROWS", "EVALUATIONS", "HOURS", "SEQUENTIAL ROWS", "HOURS", "MEMORY", "DISK")
+    lines = [head]
+    for each in costs:
+        lines.append((each.name, each.sigmas, f"{each.images:,}", *_numbers([each])))
+    lines.append(("all", "", "", *_numbers(costs)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    pilot = min(each.pilot for each in costs)
+    notes = (
+        "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
+        f"SEQUENTIAL: estimated from the votes of {pilot} or more images in the timed batches. Cascades have no such "
+        "mode and are left out of its sum.\n"
+        "MEMORY: peak of this process, or reserved on the accelerator."
+    )
+    text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join([*text, notes])
+
+
+def _numbers(costs: Sequence[Cost]) -> tuple[str, ...]:
+    def total(field: str) -> float:
+        return float(np.nansum([getattr(each, field) for each in costs]))
+
+    early = [each for each in costs if each.early_rows == each.early_rows]
+    hours = (f"{total(field) / 3600:.3g}" for field in ("seconds", "early_seconds"))
+    fixed, sequential = hours
+    saved = (f"{total('early_rows'):,.0f}", sequential) if early else ("-", "-")
+    memory = f"{max(each.memory for each in costs) / 2**20:,.0f} MiB"
+    return (f"{total('rows'):,.0f}", f"{total('evaluations'):,.0f}", fixed, *saved, memory,
+            f"{total('disk') / 2**20:.2f} MiB")  # fmt: skip

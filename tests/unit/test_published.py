@@ -1,0 +1,119 @@
+"""Published numbers: provenance is compulsory, and what is measured stands beside what was printed."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from drbench import published
+from drbench.cli import main
+from drbench.errors import DrbenchError
+from tests.runs import make_cascade, make_run
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "published"
+HEAD = ",".join(published.COLUMNS)
+
+
+def folder(tmp_path, *rows, protocol=None, methods="{Theirs: [ours]}"):
+    """An index with the paper `p`, and its file; rows are method,sigma,radius,metric,value."""
+    made = tmp_path / "published"
+    made.mkdir()
+    protocol = f"protocol: {protocol}, " if protocol else ""
+    (made / "_papers.yaml").write_text(f"p: {{file: p, {protocol}methods: {methods}}}")
+    lines = []
+    for row in rows:
+        method, sigma, radius, metric, value = row.split(",")
+        lines.append(f"A paper,Table 1,cifar10,l2,{method},,{sigma},{radius},{metric},{value},published,")
+    (made / "p.csv").write_text("\n".join([HEAD, *lines]) + "\n")
+    return made
+
+
+def test_all_files_have_provenance():
+    index = published.papers(FOLDER)
+    assert {about["file"] for about in index.values()} == {path.stem for path in FOLDER.glob("*.csv")}
+    frames = [published.load(FOLDER, key) for key in index]
+    assert sum(map(len, frames)) > 2000 and set(pd.concat(frames)["provenance"]) == set(published.PROVENANCE)
+    for key, about in index.items():
+        assert set(about["methods"]) <= set(published.load(FOLDER, key)["method"]), f"{key}: a method that is not there"
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("A,T,cifar10,l2,M,,0.5,0,certified_accuracy,61,,", "line 2: expected a provenance"),
+        ("A,T,cifar10,l2,M,,0.5,0,certified_accuracy,61,memory,", "line 2: expected a provenance"),
+        ("A,T,cifar10,l2,M,,0.5,0,certified_accuracy,about 61,published,", "line 2: expected paper, metric and a num"),
+        ("A,T,cifar10,l2,M,,0.5,0,certified_accuracy,nan,published,", "line 2: expected paper, metric and a number"),
+        (",T,cifar10,l2,M,,0.5,0,certified_accuracy,61,published,", "line 2: expected paper, metric and a number"),
+    ],
+)
+def test_rows_that_prove_nothing_are_refused(tmp_path, line, expected):
+    path = tmp_path / "p.csv"
+    path.write_text(f"{HEAD}\n{line}\n")
+    with pytest.raises(DrbenchError, match=expected):
+        published.read(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "p.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DrbenchError, match="expected the columns paper, table"):
+        published.read(tmp_path / "p.csv")
+    with pytest.raises(DrbenchError, match="did you mean 'rcm-cifar10'"):
+        published.load(FOLDER, "rcm-cifar")
+
+
+def test_verdicts(tmp_path):
+    """80 of 100 images are certified at 0.25 and sigma 0.5: the 95 % interval is [70.8, 87.3]."""
+    values = ("80", "87.3", "87.4", "70", "71", "95.0")
+    rows = [f"Theirs,0.50,0.25,certified_accuracy,{value}" for value in values]
+    rows += ["Theirs,0.25,0.25,certified_accuracy,80", "Theirs,0.5,,clean_accuracy,99"]
+    made = folder(tmp_path, *rows, "Others,0.5,0.25,certified_accuracy,1")
+    run = make_run(tmp_path / "runs" / "x" / "a", [995] * 80 + [400] * 20, defense="ours", dataset="cifar10")
+    frame = published.beside(made, "p", [run])
+    agree, unmeasured = ["agrees", "agrees", "differs", "differs", "agrees", "differs"], ["not measured"] * 3
+    assert frame["verdict"].tolist() == agree + unmeasured
+    first = frame.iloc[0]
+    assert (first.measured, first.difference, first.images) == (80.0, 0.0, 100)
+    assert first.ci_low == pytest.approx(70.82, abs=0.01) and first.ci_high == pytest.approx(87.33, abs=0.01)
+    text = published.render(frame)
+    assert "3 agrees, 3 differs, 0 protocol differs, 3 not measured" in text
+    assert "1 clean_accuracy" in text and "[70.82, 87.33], 100 images" in text
+
+
+def test_other_protocols_are_named(tmp_path):
+    made = folder(tmp_path, "Theirs,0.5,0,certified_accuracy,100", protocol="cohen2019")
+    run = make_run(
+        tmp_path / "runs" / "x" / "a", [990] * 5, defense="ours", dataset="cifar10", subset="test/first5", images=6
+    )
+    (line,) = published.beside(made, "p", [run]).to_dict("records")
+    assert line["verdict"] == "protocol differs"
+    assert line["differs_in"] == "5 of 6 images; n = 1000, not 100000; images test/first5, not every20"
+
+
+def test_the_best_level_of_each_radius(tmp_path):
+    rows = ["Theirs,best,0,certified_accuracy,100", "Theirs,best,0.75,certified_accuracy,40"]
+    made = folder(tmp_path, *rows)
+    small = make_run(tmp_path / "runs" / "x" / "a", [999] * 10, defense="ours", dataset="cifar10", sigma=0.25)
+    large = make_run(tmp_path / "runs" / "x" / "b", [999] * 4 + [1] * 6, defense="ours", dataset="cifar10", sigma=1.0)
+    frame = published.beside(made, "p", [small, large])
+    assert frame["measured"].tolist() == [100.0, 40.0] and frame["run"].tolist() == ["x/a", "x/b"]
+    (made / "_papers.yaml").write_text("p: {file: p, protocol: cohen2019, methods: {Theirs: [ours]}}")
+    assert "best without sigma = 0.12, 0.5" in published.beside(made, "p", [small, large])["differs_in"][0]
+
+
+def test_a_cascade_stands_for_a_cascade(tmp_path):
+    made = folder(tmp_path, "Theirs,0.25|1.0,0,certified_accuracy,50", methods="{Theirs: [multiscale]}")
+    run = make_cascade(tmp_path / "runs" / "x" / "a", [[990], [400, 300]])
+    frame = published.beside(made, "p", [run])
+    assert frame["verdict"].tolist() == ["not measured"]  # of another data set
+    (made / "p.csv").write_text((made / "p.csv").read_text().replace("cifar10", "digits"))
+    (line,) = published.beside(made, "p", [run]).to_dict("records")
+    assert line["measured"] == 50.0 and line["verdict"] == "agrees"
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    assert main(["table", "--paper", "list"]) == 0 and "rcm-cifar10" in capsys.readouterr().out.split()
+    assert main(["table", "--paper", "rcm-imagenet", "--out", str(tmp_path / "out" / "rcm")]) == 0
+    written = pd.read_csv(tmp_path / "out" / "rcm.csv")
+    assert set(written["verdict"]) == {"not measured"} and written["measured"].isna().all()
+    assert main(["table", "--paper", "nothing"]) == 2 and "no published numbers of" in capsys.readouterr().err
