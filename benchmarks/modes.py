@@ -64,7 +64,7 @@ def last_checkpoint(rule: stopping.Rule, votes: np.ndarray, ends: np.ndarray, to
     table = stopping.Table(rule, tolerance, (), len(votes))
     for point in range(len(rule.points)):
         drawn = ends >= point  # the others were settled before
-        if table.enough([(int(k), point) for k in votes[drawn, point]]):
+        if table.enough([(int(k), point) for k in votes[drawn, point]], int((~drawn).sum())):
             return point
     return len(rule.points) - 1
 

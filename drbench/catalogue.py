@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, leases, protocols, record, registry, weights
+from drbench import config, leases, protocols, record, registry, robustness, weights
+from drbench.attacks import presets
 
 
 def defenses() -> str:
@@ -19,7 +20,7 @@ def defenses() -> str:
     return _columns([("DEFENSE", ""), *rows])
 
 
-def presets() -> str:
+def published_protocols() -> str:
     """Protocols of published evaluations, for `protocol: NAME` in a config."""
     return _columns([("PROTOCOL", "DATA", "N0", "N", "ALPHA", "SOURCE"), *protocols.table()])
 
@@ -46,7 +47,7 @@ def runs(paths: Sequence[str | Path]) -> str:
 
     Of those that processes are working on, anywhere: how many processes, their images per second, and the time left.
     """
-    rows = [("RUN", "IMAGES", "CERTIFIED r=0", "SECONDS", "STATE")]
+    rows = [("RUN", "IMAGES", "ACCURACY", "SECONDS", "STATE")]
     for folder in record.find(paths):
         run = record.read(folder)
         count, done = len(run.wanted), list(run.rows.values())
@@ -54,10 +55,17 @@ def runs(paths: Sequence[str | Path]) -> str:
         alive = leases.living(folder)
         state = "complete" if run.complete else _running(folder, alive, count - len(done)) if alive else "partial"
         marks = [mark for mark in run.marks if mark != "partial"] + ([f"{errors} errors"] if errors else [])
-        certified = f"{sum(row.correct for row in done) / len(done):.3f}" if done else "-"
         seconds = f"{sum(row.seconds for row in done):.1f}"
-        rows.append((str(folder), f"{len(done)}/{count}", certified, seconds, ", ".join([state, *marks])))
+        rows.append((str(folder), f"{len(done)}/{count}", _accuracy(run, done), seconds, ", ".join([state, *marks])))
     return _columns(rows)
+
+
+def _accuracy(run: record.Run, done: list[record.Row]) -> str:
+    """Share certified at radius 0, or right on average under attack."""
+    if run.task == "attack":
+        seen = [(row.evidence.adversarial, row.label) for row in done if row.evidence]
+        return f"{robustness.robustness(*zip(*seen, strict=True), 1).average.value:.3f} robust" if seen else "-"
+    return f"{sum(row.correct for row in done) / len(done):.3f} certified" if done else "-"
 
 
 def _running(folder: Path, alive: Iterable[Path], left: int) -> str:
@@ -77,6 +85,14 @@ def plan(cell: DictConfig) -> str:
         tried = "" if len(scales) == 1 else f" at each of at most {len(scales)} scales: {', '.join(map(str, scales))}"
         most = "" if cell.certify.mode == "fixed" else "at most "
         lines.append(f"# {most}{draws:,} noisy draws per image{tried} ({where})")
+    if cell.task == "attack" and cell.attack.attacks is None:
+        for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:
+            if deterministic or cell.attack.preset != "autoattack":
+                members = presets.preset(
+                    cell.attack.preset, cell.attack.norm, deterministic, len(cell.attack.cascade or [])
+                )
+                kind = "deterministic" if deterministic else "randomised"
+                lines.append(f"# attacks if the defense is {kind}: {'; '.join(each.label for each in members)}")
     return "\n".join([*lines, "---"])
 
 

@@ -17,11 +17,12 @@ EXAMPLES = {
     "  drbench plan benchmarks/digits/full/*.yaml certify.n=100000",
     "train": "drbench train benchmarks/digits/train/denoiser.yaml\n"
     "  drbench train my.yaml train.checkpoint=weights/mine.safetensors train.recipe.steps=500",
-    "run": "drbench run benchmarks/digits/denoised-one_shot.yaml\n"
+    "run": "drbench run benchmarks/digits/attack/rcm.yaml attack.preset=smoke\n"
+    "  drbench run benchmarks/digits/denoised-one_shot.yaml\n"
     "  drbench run benchmarks/digits/*.yaml certify.sigma=0.25 certify.n=1000 --limit 20",
     "resume": "drbench resume results/digits/runs/undefended/*\n  drbench resume results/digits",
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
-    "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
+    "verify": "drbench verify results\n  drbench verify results/digits/full/attacks --rerun",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented\n"
     "  drbench table RUN --norm linf --radii 0 1/255 2/255 8/255",
@@ -60,28 +61,33 @@ def parser() -> argparse.ArgumentParser:
         ("show", "show the resolved config and the planned work; runs nothing"),
         ("train", "train a defense and write its weights"),
         ("plan", "what a run or sweep will cost: times two warm batches; writes nothing"),
-        ("run", "certify; interrupted, the same command goes on"),
+        ("run", "certify or attack; interrupted, the same command goes on"),
     ):
         made = verb(name, text)
         made.add_argument("items", nargs="+", metavar="CONFIG|KEY=VALUE", help="benchmark files and overrides")
         if name == "run":
             made.add_argument("--out", type=Path, help="parent of runs/ (default: results/<data set>)")
+            made.add_argument(
+                "--strict", action="store_true", help="exit with 1 if the audit of an attack raises a flag"
+            )
             made.add_argument("--limit", type=_positive, help="only the first N images; marks the result partial")
             _add_options(made)
     for name, text in (
         ("resume", "finish the runs in these folders"),
         ("status", "progress of runs, from their records alone"),
-        ("verify", "recompute every certificate from its evidence and check every record"),
+        ("verify", "recompute every certificate, re-check every adversarial example and every record"),
     ):
         made = verb(name, text)
         made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        if name == "verify":
+            made.add_argument("--rerun", action="store_true", help="also ask defenses under attack again (loads torch)")
         if name == "resume":
             _add_options(made)
         if name == "status":
             made.add_argument("--watch", type=float, metavar="SECONDS", help="look again and again")
     for name, text in (
-        ("table", "certified accuracy at radii, as Markdown, CSV and LaTeX"),
-        ("plot", "radius curves as PNG and SVG"),
+        ("table", "certified accuracy at radii, or robust accuracy under attack, as Markdown, CSV and LaTeX"),
+        ("plot", "accuracy against radius, or against eps of attacks, as PNG and SVG"),
     ):
         made = verb(name, text)
         many = "*" if name == "table" else "+"
@@ -205,7 +211,7 @@ def _list(args) -> None:
     if args.what in ("all", "configs"):
         print(catalogue.configs())
     if args.what in ("all", "protocols"):
-        print(catalogue.presets())
+        print(catalogue.published_protocols())
     if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 
@@ -238,10 +244,14 @@ def _train(args) -> None:
         print(f"{written.path} sha256 {written.sha256}")
 
 
-def _run(args) -> None:
-    from drbench import runner
+def _run(args) -> int:
+    from drbench import audit_job, runner
 
-    runner.run(_cells(args.items), args.out, options=_options(args))
+    folders = runner.run(_cells(args.items), args.out, options=_options(args))
+    flags = audit_job.flags(folders)
+    for flag in flags:
+        print(flag, file=sys.stderr)
+    return 1 if flags and args.strict else 0
 
 
 def _resume(args) -> None:
@@ -268,7 +278,10 @@ def _verify(args) -> int:
     for folder in record.find(args.paths):
         try:
             run = record.read(folder)
-            found, progress = verify.problems(run), f"{len(run.rows)} of {len(run.wanted)} images"
+            found, progress = (
+                verify.problems(run) + _asked_again(args, folder),
+                f"{len(run.rows)} of {len(run.wanted)} images",
+            )
             verdict = "FAILED" if found else "ok" if run.complete else "partial"
         except DrbenchError as error:
             found, progress, verdict = [str(error)], "not readable", "FAILED"
@@ -281,8 +294,16 @@ def _verify(args) -> int:
     return 1 if failed else 0
 
 
+def _asked_again(args, folder: Path) -> list[str]:
+    if not args.rerun:
+        return []
+    from drbench import runner
+
+    return runner.rerun(folder)
+
+
 def _table(args) -> None:
-    from drbench import compare, halting, record, summary, tables
+    from drbench import compare, halting, pareto, record, robust_tables, summary, tables
     from drbench.errors import DrbenchError
 
     if args.paper:
@@ -298,10 +319,12 @@ def _table(args) -> None:
         else:
             print(*compare.write(differences, args.out))
         return
-    runs = [record.read(folder) for folder in record.find(args.paths)]
+    runs, task = _runs_of_one_task(args.paths)
+    if task == "attack":
+        attacked = robust_tables.frame(runs)
+        print(*(robust_tables.write(attacked, args.out) if args.out else [robust_tables.render_markdown(attacked)]))
+        return
     if args.cost:
-        from drbench import pareto
-
         costs = pareto.frame(runs, args.radii or pareto.RADII)
         print(pareto.render(costs) if args.out is None else " ".join(map(str, pareto.write(costs, args.out))))
         return
@@ -329,16 +352,33 @@ def _table_of_paper(args) -> None:
 
 
 def _plot(args) -> None:
-    from drbench import pareto_plot, plots, record, share_plot
+    from drbench import pareto_plot, plots, robust_plots, share_plot
 
-    runs = [record.read(folder) for folder in record.find(args.paths)]
-    if args.cost:
+    runs, task = _runs_of_one_task(args.paths)
+    if task == "attack":
+        written = robust_plots.robust_curves(runs, args.out)
+    elif args.cost:
         written = pareto_plot.cost_curves(runs, args.out)
+    elif args.shares:
+        written = share_plot.share_curves(runs, args.out)
     else:
-        written = (
-            share_plot.share_curves(runs, args.out) if args.shares else plots.radius_curves(runs, args.out, args.norm)
-        )
+        written = plots.radius_curves(runs, args.out, args.norm)
     print(*written)
+
+
+def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:
+    """The runs at or below these paths: all certify, or all attack."""
+    from drbench import record
+    from drbench.errors import DrbenchError
+
+    runs = [record.read(folder) for folder in record.find(paths)]
+    tasks = sorted({run.task for run in runs})
+    if len(tasks) > 1:
+        raise DrbenchError(
+            f"expected runs of one task, got {' and '.join(tasks)} at or below {', '.join(paths)}; "
+            "certifications are in the folder runs, attacks in the folder attacks"
+        )
+    return runs, tasks[0]
 
 
 def _import(args) -> None:

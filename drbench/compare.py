@@ -102,7 +102,7 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None, norm: str) -> D
     engines = [run.header["engine"] for run in (a, b)]
     facts = [{key: getattr(head, key) for key in PROTOCOL} | {"noise": where(head)} for head in heads]
     differs = [f"{key} {facts[0][key]} against {facts[1][key]}" for key in facts[0] if facts[0][key] != facts[1][key]]
-    drawn = all(engine["certifier"] != "imported" for engine in engines)
+    drawn = heads[0].noise == heads[1].noise and all(engine["certifier"] != "imported" for engine in engines)
     return DataFrame(lines).assign(
         noise=where(heads[0]), dataset=name[0], subset=a.header["data"]["subset"], sigma=engines[0]["sigma"],
         a=method_name(heads[0]), b=method_name(heads[1]), images=len(shared),

@@ -18,7 +18,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drbench import protocols
+from drbench import norms, protocols
+from drbench.attacks.presets import PRESETS
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.recipe import Recipe
 
@@ -63,6 +64,25 @@ class Certify:
 
 
 @dataclass
+class Attack:
+    norm: str = "linf"  # linf | l2 | l1 | stadv
+    eps: Any = "8/255"  # pixel units, a number or a fraction; of stadv the displacement in pixels
+    preset: str = "standard"  # smoke | fast | standard | thorough | autoattack
+    attacks: list[Any] | None = None  # instead of the preset: [{attack: pgd, loss: margin, steps: 100, draws: 16}, ...]
+    sigma: float = 0.0  # noise at which the defense is deployed, pixel units; 0: clean images
+    decision: str = "single"  # single | majority | mean_prob
+    decision_draws: int = 1  # of one answer
+    evaluations: int = 100  # answers to each image in the final evaluation, of a randomised defense
+    select: int = 50  # draws that choose among candidates, of a randomised defense
+    cascade: list[float] | None = None  # noise levels of a cascade, deployed with `decision_draws` votes at each
+    sources: dict[str, Any] | None = (
+        None  # other defenses to transfer from: {cnn: {name: undefended, checkpoint: [..]}}
+    )
+    audit: int | None = None  # images on which the attack itself is checked; null: by preset
+    worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
+
+
+@dataclass
 class Train:
     checkpoint: str = "???"  # name under which the weights are written
     start: list[str] = field(default_factory=list)  # weights to start from; none: from scratch
@@ -93,10 +113,11 @@ class Config:
 
     title: str = ""
     protocol: str = ""  # constants of a paper's evaluation, see `drbench.protocols`; keys of this file win
-    task: str = "certify"  # certify | train
+    task: str = "certify"  # certify | attack | train
     data: Data = field(default_factory=Data)
     defense: DefenseSpec = field(default_factory=DefenseSpec)
     certify: Certify = field(default_factory=Certify)
+    attack: Attack = field(default_factory=Attack)
     train: Train | None = None
     run: Run = field(default_factory=Run)
     sweep: dict[str, Any] = field(default_factory=dict)
@@ -118,6 +139,7 @@ NOT_IDENTITY = (
     "run.channels_last",
     "run.compile",
     "run.cuda_graphs",
+    "attack.audit",
     "run.executor",
     "run.workers",
     "run.timeout",
@@ -134,7 +156,7 @@ LATER = {
 OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol")}
 ADAPTIVE_KEYS = ("radii", "give_up")  # belong to all modes but fixed
 CHOICES = {
-    "task": ("certify", "train"),
+    "task": ("certify", "attack", "train"),
     "certify.kind": tuple(OWN_KEYS),
     "certify.mode": ("fixed", "curtailed", "sequential", "hybrid"),
     "certify.select": ("votes", "label"),
@@ -153,28 +175,40 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
     merged = _merge(Path(path), overrides)
     sweep = OmegaConf.to_container(merged.sweep)
     # An override of a swept key replaces the sweep: the user named one value.
-    sweep = {key: values for key, values in sweep.items() if not any(o.startswith(f"{key}=") for o in overrides)}
+    named = [override.partition("=")[0] for override in overrides]
+    sweep = {key: _unnamed(key, values, named) for key, values in sweep.items() if key not in named}
     merged.sweep = {}
     cells = []
     for values in itertools.product(*(_listed(path, key, values) for key, values in sweep.items())):
         cell = merged.copy()
         for key, value in zip(sweep, values, strict=True):
-            _guarded(path, lambda cell=cell, key=key, value=value: OmegaConf.update(cell, key, value, merge=False))
+            _guarded(
+                path,
+                lambda cell=cell, key=key, value=value: OmegaConf.update(
+                    cell, key, value, merge=isinstance(value, dict)
+                ),
+            )
         cells.append(cell)
         _validate(path, cell)
-        cell.certify.sigma = levels(cell)[0]
+        if cell.task != "attack":
+            cell.certify.sigma = levels(cell)[0]
     return cells
 
 
 def levels(config: DictConfig) -> list[float]:
-    """Noise levels of the certification, in the order in which they are tried."""
+    """Noise levels at which the defense is asked, in the order in which they are tried."""
+    if config.task == "attack":
+        return sorted(config.attack.cascade, reverse=True) if config.attack.cascade else [config.attack.sigma]
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
 
 
 def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
-    others = [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
+    others = ["certify"] if config.task == "attack" else ["attack"]
+    plain["attack"] = {key: value for key, value in plain["attack"].items() if value is not None}
+    plain["attack"]["eps"] = norms.number(config.attack.eps)
+    others += [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
     others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]
     others += [f"{part}.{key}" for part, keys in LATER.items() for key in keys
                if plain[part][key] == getattr(SECTIONS[part], key)]  # fmt: skip
@@ -182,7 +216,7 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
         *parents, last = key.split(".")
         place = plain
         for parent in parents:
-            place = place[parent]
+            place = place.get(parent, {})
         place.pop(last, None)
     text = json.dumps({"config": plain, "checkpoints": list(checkpoints)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -232,6 +266,14 @@ def _guarded(path, action):
         return action()
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise DrbenchError(f"{path}: {str(error).strip()}") from error
+
+
+def _unnamed(key: str, values, named: Sequence[str]):
+    """Swept mappings, e.g. {norm: l2, eps: 0.5} of `attack`, without the keys that overrides name; each once."""
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        return values
+    left = [{k: v for k, v in value.items() if f"{key}.{k}" not in named} for value in values]
+    return [value for i, value in enumerate(left) if value not in left[:i]]
 
 
 def _listed(path, key: str, values) -> list:
@@ -286,6 +328,7 @@ def _validate(path, config: DictConfig) -> None:
     else:
         given = [key for key in OWN_KEYS["cascade"] if certify[key] != getattr(Certify, key)]
         problems.append((bool(given), f"certify.{', '.join(given)} only with certify.kind: cascade"))
+    problems += _attack_problems(config.attack) if config.task == "attack" else []
     for wrong, expected in problems:
         if wrong:
             raise DrbenchError(f"{path}: expected: {expected}")
@@ -302,3 +345,24 @@ def _needs(certify: DictConfig) -> list[tuple[str, bool, str]]:
         ("tolerance", early, "mode: curtailed, sequential or hybrid"),
         ("sampler", certify.sampler != "sound" or certify.noise == "gaussian", "noise: gaussian"),
     ]
+
+
+def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
+    norms.check(attack.norm, norms.number(attack.eps))
+    listed = attack.attacks
+    named = listed is None or all(isinstance(each, DictConfig) and "attack" in each for each in listed)
+    sources = (attack.sources or {}).values()
+    return [
+        (any(not isinstance(each, DictConfig) or not {"name"} <= set(each) <= {"name", "args", "checkpoint"}
+             for each in sources), f"attack.sources maps names to {{name, args, checkpoint}}, got {attack.sources}"),
+        (attack.preset not in PRESETS, f"attack.preset is {', '.join(PRESETS)}, got {attack.preset!r}"),
+        (not named or listed == [], f"attack.attacks is a list of mappings with a key attack each, got {listed}"),
+        (attack.cascade is not None and (attack.sigma != 0 or attack.decision != "single"),
+         "attack.cascade is the decision rule: attack.sigma stays 0 and attack.decision single"),
+        ((attack.audit or 0) < 0, f"attack.audit is a number of images, got {attack.audit}"),
+        (attack.sigma < 0, f"attack.sigma is a noise level >= 0 in pixel units, got {attack.sigma}"),
+        (min(attack.evaluations, attack.select, attack.worst_of, attack.decision_draws) < 1,
+         "attack.evaluations, select, worst_of and decision_draws are positive"),
+        (attack.worst_of > attack.evaluations,
+         f"attack.worst_of is at most attack.evaluations, got {attack.worst_of} of {attack.evaluations}"),
+    ]  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, cost, protocols, record, registry, stats, stopping
+from drbench import attack_job, config, cost, protocols, record, registry, stats, stopping
 from drbench.api import Defense
 from drbench.certifiers.noise import sampling
 from drbench.data import Images
@@ -28,7 +28,7 @@ CODE = ("drbench", "methods", "benchmarks", "pyproject.toml")  # what a commit m
 
 
 def engine(cell: DictConfig, images: Images) -> dict:
-    """The protocol of a run: all that its certifier, and later its decision, depend on."""
+    """The protocol of a certification: all that its certifier, and later its decision, depend on."""
     spec = cell.certify
     about = {
         "certifier": spec.kind,
@@ -57,10 +57,11 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
         "schema": record.SCHEMA,
+        "task": cell.task,
         "status": "started",
         "identity": identity,
         "title": cell.title,
-        "engine": engine(cell, images),
+        "engine": attack_job.engine(cell, defense) if cell.task == "attack" else engine(cell, images),
         **(
             {"protocol": {"name": cell.protocol, "differs": protocols.differences(cell.protocol, plain)}}
             if cell.protocol
@@ -115,7 +116,7 @@ def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_ro
 
 def note_flips(header: dict, found: Sequence[dict | None]) -> None:
     """Store, and flag, how many votes of a sample differ from those in float32 (`execution.vote_flips`)."""
-    if None in found:  # it is float32
+    if not found or None in found:  # an attack, or float32
         return
     environment = header["sessions"][-1]["environment"]
     rows, flipped = (sum(each[key] for each in found) for key in ("rows", "flipped"))
@@ -145,16 +146,20 @@ def end_session(header: dict, folder: Path, name: str | None = None, batch_rows:
     session = next((s for s in header["sessions"] if name and s.get("name") == name), header["sessions"][-1])
     run = record.read(folder)
     rows = list(run.rows.values())
+    header["status"] = "complete" if run.complete else "partial"
+    session["ended"] = _now()
+    session["environment"] |= {"batch_rows": batch_rows} if batch_rows else {}
+    header["evidence_sha256"] = record.evidence_sha256(run)
+    header["cost"] = (attack_job.cost if run.task == "attack" else _cost)(header, rows)
+
+
+def _cost(header: dict, rows: list[record.Row]) -> dict:
     seconds = sum(row.seconds for row in rows)
     draws = sum(stage.n0 + stage.n for row in rows if row.evidence for stage in row.evidence.stages)
     evaluations = dict(sum((Counter(row.evaluations) for row in rows), Counter()))
     per_scale = header["engine"]["n0"] + header["engine"]["n"]
     calls = list(header["defense"].get("nfe_at", {"": header["defense"]["nfe"]}).values())
-    header["status"] = "complete" if run.complete else "partial"
-    session["ended"] = _now()
-    session["environment"] |= {"batch_rows": batch_rows} if batch_rows else {}
-    header["evidence_sha256"] = record.evidence_sha256(run)
-    header["cost"] = {
+    return {
         "images": len(rows),
         "draws": draws,
         "most_draws_per_image": len(calls) * per_scale,

@@ -322,6 +322,8 @@ def cohen_tsv(run: Run, compat: bool = False) -> str:
     Radii are rounded down to six decimals, so that no image counts as certified beyond its certificate; with `compat`
     they have three significant digits, rounded to nearest, as in the original.
     """
+    if stats.norm(run.header["engine"]) != "l2":
+        raise DrbenchError(f"{run.folder} certifies in {stats.norm(run.header['engine'])}; this log is of l2 radii")
     lines = ["\t".join(COHEN)]
     for row in run.ordered():
         found = stats.conclusion(run.header["engine"], row)

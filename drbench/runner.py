@@ -15,7 +15,21 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, config, execution, executors, header, leases, record, registry, stats, weights
+from drbench import (
+    attack_job,
+    audit_job,
+    build,
+    config,
+    execution,
+    executors,
+    header,
+    leases,
+    norms,
+    record,
+    registry,
+    stats,
+    weights,
+)
 from drbench.api import DrbenchError
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
@@ -82,11 +96,15 @@ def run(
     """
     options = options or Options(limit)
     for cell in cells:  # mistakes in the last cell are found before the first one runs
-        if cell.task != "certify":
-            raise DrbenchError(
-                f"expected files of task certify, got one of task {cell.task!r}: use `drbench {cell.task}`"
-            )
-        stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
+        if cell.task == "attack":
+            attack_job.check(cell)
+            if options.shard != (1, 1):
+                raise DrbenchError("attack runs are not sharded: give each process a subset (data.subset) of its own")
+        elif cell.task == "certify":
+            stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
+        else:
+            raise DrbenchError(f"expected files of task certify or attack, got one of task {cell.task!r}: "
+                               f"use `drbench {cell.task}`")  # fmt: skip
         registry.check_args(cell.defense.name, registry.find(cell.defense.name), cell.defense.args)
         for name in cell.defense.checkpoint:
             weights.resolve(name)
@@ -116,7 +134,7 @@ def _one_job(cells: Sequence[DictConfig], out: Path | None, options: Options, nu
 
 def resume(folder: Path, options: Options | None = None) -> Path:
     """Finish a run in its own folder, under the config that it recorded. An imported log is finished."""
-    if record.read(folder).header["engine"]["certifier"] == "imported":
+    if record.read(folder).header["engine"].get("certifier") == "imported":
         return folder
     (cell,) = config.load(folder / "config.yaml")
     crew = _Crew()
@@ -124,22 +142,46 @@ def resume(folder: Path, options: Options | None = None) -> Path:
         return _run_cell(cell, crew, options or Options(), folder=folder)
 
 
+def rerun(folder: Path) -> list[str]:
+    """Ask the defense of an attack run again; what differs from the record. Certifications are recomputed without."""
+    run = record.read(folder)
+    if run.task != "attack":
+        return []
+    (cell,) = config.load(folder / "config.yaml")
+    checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
+    images = build.images(cell)
+    if _identity(cell, checkpoints) != run.header["identity"]:
+        return ["the weights are not those of the run"]
+    return attack_job.rerun(run, cell, prepare(cell, images, {}))
+
+
+def _identity(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str:
+    others = attack_job.source_weights(cell).values() if cell.task == "attack" else []
+    return config.identity(cell, [found.sha256 for part in (checkpoints, *others) for found in part])
+
+
 def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
-    """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>."""
+    """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>.
+
+    Of attacks <out>/attacks/<defense>[-<variant>]/<norm>-<eps>-sigma<sigma>-<8 digits of the identity>.
+    """
     name = "-".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    kind = "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
+    parent, kind = "runs", "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
+    if cell.task == "attack":
+        parent, kind = "attacks", f"{cell.attack.norm}-{norms.number(cell.attack.eps):.4g}-"
     scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
-    return (out or Path("results") / cell.data.name) / "runs" / safe / f"{kind}sigma{scales}-{identity[:8]}"
+    return (out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
 
 
 def _run_cell(
     cell: DictConfig, crew: _Crew, options: Options, *, out: Path | None = None, folder: Path | None = None
 ) -> Path:
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
-    identity = config.identity(cell, [found.sha256 for found in checkpoints])
+    identity = _identity(cell, checkpoints)
     images = build.images(cell)
-    stats.check_reach(header.engine(cell, images))
+    if cell.task == "certify":
+        stats.check_reach(header.engine(cell, images))
     folder = folder or folder_of(cell, out, identity)
     begun = record.read(folder) if os.path.exists(folder / "run.json") else None
     if begun and (begun.header["identity"], begun.header["data"]["sha256"]) != (identity, images.sha256):
@@ -151,29 +193,15 @@ def _run_cell(
         _require_whole_table(cell, options)
     shard, shards = options.shard
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
-    if todo:
+    if todo or audit_job.due(cell, begun):
         defense = prepare(cell, images, crew.resident)
-        executor = crew.executor(cell)
-        rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
-        flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
-        _open(folder, cell)
-        with record.locked(folder):
-            exists = os.path.exists(folder / "run.json")
-            about = record.read_header(folder) if exists else header.new(cell, identity, images, defense, checkpoints)
-            session = header.begin_session(about, cell, defense.device, rows, executor.workers)
-            header.note_flips(about, flips)
-            record.write_header(folder, about)
-        try:
-            again = {images.ids[unit] for unit in todo}
-            others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
-            job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
-            rows = _observe(cell, folder, images, todo, job, executor, begun, options)
-            if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
-                crew.batch_rows = {next(iter(crew.resident)): rows}
-        finally:
-            _close(folder, session, rows)
+        if cell.task == "attack":
+            _attack(cell, folder, images, todo, defense, checkpoints, done)
+        else:
+            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options, done)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
         _close(folder)  # killed between its last row and its last header
+        attack_job.finish(folder)
     elif begun and header.sources(cell.defense.name)["defense"] != begun.header["code"]["sources"]["defense"]:
         print(
             f"{folder}: recorded under another version of {cell.defense.name}; delete it to run it anew",
@@ -197,6 +225,49 @@ def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_r
         return None
     smoothing = kinds.smoothing(header.engine(cell, images))
     return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
+
+
+def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
+    """In this process, whatever the executor: an attack keeps all cores busy by itself."""
+    rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
+    session, about = _begin(cell, folder, images, defense, checkpoints, rows, 1)
+    try:
+        attack_job.observe(cell, folder, images, todo, defense, rows, done, about)
+    finally:
+        _close(folder, session, **{key: about[key] for key in ("notes", "audit", "flags") if key in about})
+    attack_job.finish(folder)
+
+
+def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options, done) -> None:
+    executor = crew.executor(cell)
+    rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
+    flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
+    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers, flips)
+    try:
+        again = {images.ids[unit] for unit in todo}
+        others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
+        whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
+        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
+        rows = _observe(cell, folder, images, todo, job, executor, begun, options)
+        if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
+            crew.batch_rows = {next(iter(crew.resident)): rows}
+    finally:
+        _close(folder, session, rows)
+
+
+def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int, flips=()) -> tuple[str, dict]:
+    """Name of a new session of the run, and its header, written."""
+    _open(folder, cell)
+    with record.locked(folder):
+        if os.path.exists(folder / "run.json"):
+            about = record.read_header(folder)
+        else:
+            identity = config.identity(cell, [found.sha256 for found in checkpoints])
+            about = header.new(cell, identity, images, defense, checkpoints)
+        session = header.begin_session(about, cell, defense.device, rows, workers)
+        header.note_flips(about, flips)
+        record.write_header(folder, about)
+    return session, about
 
 
 def _workers(cell: DictConfig) -> int:
@@ -231,9 +302,10 @@ def _open(folder: Path, cell: DictConfig) -> None:
         raise DrbenchError(f"cannot write to {folder}: {error.strerror}; choose a writable --out") from error
 
 
-def _close(folder: Path, session: str | None = None, batch_rows: int | None = None) -> None:
+def _close(folder: Path, session: str | None = None, batch_rows: int | None = None, **news) -> None:
+    """End a session; `news` are entries of the header that it made."""
     with record.locked(folder):
-        about = record.read_header(folder)
+        about = record.read_header(folder) | news
         header.end_session(about, folder, session, batch_rows)
         record.write_header(folder, about)
 

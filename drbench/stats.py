@@ -235,9 +235,6 @@ def check_reach(engine: Mapping) -> None:
         )
 
 
-BOUNDS = ("clopper-pearson", "randomized")
-
-
 def decide_gaussian(
     evidence: Evidence,
     alpha: float,

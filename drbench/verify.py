@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from drbench import verify_attack
 from drbench.errors import DrbenchError
 from drbench.record import Row, Run, evidence_sha256
 from drbench.stats import VERSIONS, decide_as, levels, top_class
@@ -13,6 +14,8 @@ from drbench.stopping import Rule, Table, rule
 
 def problems(run: Run) -> list[str]:
     """Everything that is wrong with a run: damaged or missing rows, certificates that evidence does not give."""
+    if run.task == "attack":
+        return verify_attack.problems(run)
     engine, found = run.header["engine"], [p for p in run.problems if "torn last line" not in p]
     if engine["version"] != VERSIONS.get(engine["certifier"]):
         found.append(

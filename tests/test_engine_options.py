@@ -101,6 +101,12 @@ def test_linf_is_l2_over_the_root_of_the_dimension(runs):
     assert tables._radius(2 / 255) == "2/255" and tables._radius(0.125) == "0.125"
 
 
+def test_l1_radii_are_not_exported_as_l2(runs, capsys):
+    assert main(["export", str(runs["uniform"].folder)]) == 2
+    assert "certifies in l1; this log is of l2 radii" in capsys.readouterr().err
+    assert main(["export", str(runs["sound"].folder)]) == 0
+
+
 def test_a_killed_run_with_a_tolerance_ends_with_the_same_table(runs, tmp_path):
     whole = runs["tolerance"]
     again = run(tmp_path, *LATER["tolerance"])

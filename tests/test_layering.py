@@ -24,16 +24,20 @@ MAY_IMPORT = {
     "progress": (set(), {"tqdm"}),
     "evidence": (LEAVES, set()),
     "draws": (set(), {"torch", "numpy"}),
+    "norms": (LEAVES, {"numpy"}),
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "sequential": (LEAVES, {"scipy"}),
     "noises": (LEAVES, {"scipy"}),
     "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
     "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping"}, set()),
+    "verify": (LEAVES | {"evidence", "noises", "record", "sequential", "stats", "stopping", "verify_attack"}, set()),
+    "verify_attack": (LEAVES | {"examples", "norms", "record", "robustness"}, {"numpy"}),
+    "robustness": (LEAVES | {"evidence", "stats"}, {"numpy"}),
+    "examples": (LEAVES | {"norms", "record"}, {"numpy"}),
     "registry": (LEAVES, set()),
     "protocols": (LEAVES, {"yaml"}),
-    "config": (LEAVES | {"protocols", "recipe"}, {"omegaconf", "yaml"}),
+    "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
@@ -46,11 +50,14 @@ MAY_IMPORT = {
     "pareto": (LEAVES | {"record", "summary"}, {"pandas"}),
     "pareto_plot": (LEAVES | {"pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "robust_tables": (LEAVES | {"record", "robustness", "summary", "tables"}, {"pandas"}),
+    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
     "leases": (set(), set()),
     "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
-    "catalogue": ({"config", "leases", "protocols", "record", "registry", "weights"}, {"omegaconf"}),
+    "catalogue": ({"attacks", "config", "leases", "protocols", "record", "registry", "robustness", "weights"},
+                  {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
     "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
              | {"stats", "weights"}, {"torch", "omegaconf"}),
@@ -60,6 +67,8 @@ MAY_IMPORT = {
     "classifiers": ({"recipe", "training"}, {"torch"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),
+    "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
+    "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
@@ -68,17 +77,25 @@ MAY_IMPORT = {
     "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
-        {"api", "build", "certifiers", "data", "noises", "progress", "stats", "stopping", "weights"},
+        {"api", "attacks", "build", "certifiers", "data", "noises", "norms", "progress", "robustness", "stats"}
+        | {"stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "certifiers", "config", "cost", "data", "protocols", "record", "registry", "stats"}
-               | {"stopping", "weights"},
+    "attack_job": (
+        LEAVES
+        | {"api", "attacks", "audit_job", "build", "cost", "data", "examples", "norms", "progress", "record"}
+        | {"robustness", "weights"},
+        {"torch", "numpy", "omegaconf"},
+    ),
+    "header": ({"api", "attack_job", "certifiers", "config", "cost", "data", "protocols", "record", "registry"}
+               | {"stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "data", "execution", "executors", "header", "jobs", "leases"}
-        | {"listeners", "progress", "record", "registry", "stats", "weights"},
+        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "execution", "executors"}
+        | {"header", "jobs", "leases", "listeners", "norms"}
+        | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "planning": (
@@ -88,9 +105,9 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto", "pareto_plot"}
-        | {"planning", "plots", "published", "record", "registry", "runner", "share_plot", "summary", "tables", "testing"}
-        | {"verify", "weights"},
+        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
+        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
+        | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip

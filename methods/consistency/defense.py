@@ -92,11 +92,13 @@ class Consistency(Defense):
         self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
     def logits(self, z, sigma, draws):
-        self.require(sigma)
-        return self.classifier(z if sigma == 0 else self.purify(z, sigma, draws))
+        return self.classifier(self.purify(z, sigma, draws))
 
     def purify(self, z, sigma, draws):
-        """Clean pixels in [0, 1] that the classifier sees, (B, C, H, W), of images with noise `sigma` > 0."""
+        """Clean pixels in [0, 1] that the classifier sees, (B, C, H, W); without noise those that came."""
+        self.require(sigma)
+        if sigma == 0:
+            return z
         z_net, level = 2 * z - 1, self.met(sigma)
         if level > 2 * sigma:
             z_net = z_net + (level**2 - 4 * sigma**2) ** 0.5 * draws.randn(*z.shape)

@@ -50,7 +50,6 @@ class DiffPure(Defense):
         self.classifier = SmallCNN(self.input_shape, num_classes, width)
 
     def logits(self, z, sigma, draws):
-        self.require(sigma)
         return self.classifier(self.purify(z, sigma, draws))
 
     def purify(self, z, sigma, draws):
@@ -59,6 +58,7 @@ class DiffPure(Defense):
         At sigma = 0 noise is added up to t*, as in the paper; smoothing noise is taken for the diffusion to the time at
         which it is as strong, and nothing is added.
         """
+        self.require(sigma)
         z_net, u = 2 * z - 1, time_of(2 * sigma) if sigma else self.t_star
         if sigma == 0:
             z_net = z_net + sigma_net_at(u) * draws.randn(*z.shape)

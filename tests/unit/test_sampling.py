@@ -109,6 +109,10 @@ def test_floating_point_sums_do_tell():
 
 
 def test_the_grid_of_images():
-    from drbench.data import load
+    from drbench.data import Images
 
-    assert load("digits", subset="first20").grid == 16
+    def grid(x):
+        return Images(x.float(), torch.zeros(1, dtype=torch.int64), (0,), "d", "s", 2).grid
+
+    assert grid(scans(1)) == 16 and grid(torch.arange(256).reshape(1, 1, 16, 16) / 255) == 255
+    assert grid(torch.full((1, 1, 2, 2), 0.3)) is None

@@ -1,0 +1,116 @@
+"""Named lists of attacks. No torch, so that plans and tables can name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from drbench.errors import DrbenchError, did_you_mean
+from drbench.norms import FLOW
+
+SIZES = {"smoke": (10, 4), "fast": (40, 8), "standard": (100, 16), "thorough": (200, 20)}  # steps x draws of EOT
+PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
+AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
+FROM = "from "  # begins the name of a view of another defense
+BUDGET = ("restarts", "targets", "steps", "queries", "tries", "draws")  # settings that multiply to the cost
+
+
+@dataclass(frozen=True)
+class Member:
+    """One attack of a suite.
+
+    Parameters
+    ----------
+    attack, view : str
+        Keys of `names.ATTACKS` and of `names.VIEWS`; or "from NAME", a view of another defense.
+    settings : mapping
+        Keyword arguments of the attack.
+    """
+
+    attack: str
+    view: str = "exact"
+    settings: Mapping = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name in records, and of its random streams: "apgd ce 1x100", "pgd margin 100x16 (clean)"."""
+        s = self.settings
+        words = [self.attack, *(str(s[key]) for key in s if key not in BUDGET)]
+        size = "x".join(str(s[key]) for key in BUDGET if key in s)
+        return " ".join([*words, *([size] if size else []), *([f"({self.view})"] if self.view != "exact" else [])])
+
+
+def member(attack: str, view: str = "exact", **settings) -> Member:
+    """A member in the form in which configs write it: its settings beside its name."""
+    return Member(attack, view, settings)
+
+
+def autoattack(norm: str) -> list[Member]:
+    """The standard suite of Croce and Hein 2020 (arXiv 2003.01690; l1: 2103.01208), for deterministic defenses."""
+    l1 = norm == "l1"
+    return [
+        member("apgd", loss="ce", restarts=5 if l1 else 1, steps=100),
+        member("apgd_t", loss="dlr", targets=5 if l1 else 9, steps=100),
+        member("fab_t", targets=9, steps=100),
+        member("square", queries=5000),
+    ]
+
+
+def _deterministic(preset: str, norm: str) -> list[Member]:
+    if preset == "smoke":
+        return [member("apgd", loss="ce", steps=10)]
+    if preset == "fast":
+        return [member("apgd", loss="ce", steps=40), member("apgd_t", loss="dlr", targets=3, steps=40)]
+    more = [member("apgd", loss=loss, restarts=5, steps=200) for loss in ("margin", "dlr")]
+    return autoattack(norm) + (more if preset == "thorough" else [])
+
+
+def _randomised(preset: str) -> list[Member]:
+    """Steps x draws of EOT; more steps are worth more than more draws. The last view leaves the noise away."""
+    steps, draws = SIZES[preset]
+    size = {"steps": steps, "draws": draws}
+    suite = [member("pgd", loss="margin", **size)]
+    if preset in ("standard", "thorough"):
+        suite = [member("noise", tries=10), *suite, member("pgd", loss="ce", pool="probability", **size)]
+    if preset == "thorough":
+        suite += [member("apgd", loss="dlr", **size), member("square", queries=1000, draws=20)]
+        suite += [member("pgd", view="clean", loss="margin", steps=steps)]
+    return suite
+
+
+def transfer(preset: str, names: Iterable[str]) -> list[Member]:
+    """PGD on each other defense: what is found there is tried on the one under attack."""
+    steps = SIZES.get(preset, SIZES["standard"])[0]
+    return [member("pgd", view=f"{FROM}{name}", loss="margin", steps=steps) for name in names]
+
+
+def _spatial(preset: str, deterministic: bool) -> list[Member]:
+    steps, draws = SIZES[preset]
+    return [member("stadv", steps=steps, draws=1 if deterministic else draws)]
+
+
+def _cascade(preset: str, levels: int) -> list[Member]:
+    """A wrong class at one of the first three levels, or none at any level and a wrong one without noise."""
+    steps, draws = SIZES[preset]
+    routes = [*(f"halt{number + 1}" for number in range(min(levels, 3))), "pass"]
+    attacks = [member("pgd", view=route, loss="margin", steps=steps, draws=draws) for route in routes]
+    return attacks + ([member("noise", tries=10)] if preset in ("standard", "thorough") else [])
+
+
+def preset(name: str, norm: str, deterministic: bool, cascade: int = 0) -> list[Member]:
+    """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone.
+
+    `cascade` is the number of levels of a deployed cascade.
+    """
+    if name not in PRESETS:
+        raise DrbenchError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
+    if name == "autoattack" and (not deterministic or norm == FLOW):
+        raise DrbenchError(
+            "preset autoattack is for deterministic defenses and l_p norms: on a randomised one, or under noise, it "
+            "keeps examples for a single misclassification; use preset standard"
+        )
+    if norm == FLOW:
+        return _spatial(name, deterministic)
+    if cascade:
+        return _cascade(name, cascade)
+    return _deterministic(name, norm) if deterministic else _randomised(name)

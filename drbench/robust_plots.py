@@ -1,0 +1,68 @@
+"""Robust accuracy against eps: a panel per data set and norm. No torch, no display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from drbench import robust_tables
+from drbench.plots import COLOURS, save
+from drbench.record import Run
+
+PANEL, LINE = ["dataset", "subset", "norm"], ["defense", "variant", "sigma", "preset"]
+KINDS = (("average", "-", 1.8), ("worst", ":", 1.2))  # kind, marker line, width
+
+
+def robust_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
+    """`<stem>.png` and `<stem>.svg`: average robust accuracy with its interval, and worst-of-M dotted, from eps = 0."""
+    table = robust_tables.frame(runs)
+    return save(lambda: _draw(table), stem)
+
+
+def _draw(table: DataFrame) -> Figure:
+    panels = list(table.groupby(PANEL, sort=False))
+    keys = list(dict.fromkeys(table[LINE].itertuples(index=False, name=None)))
+    figure = Figure(figsize=(max(8, 7 * len(panels)), 5.6), dpi=100, layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    drawn: dict = {}
+    for axes, ((dataset, subset, norm), part) in zip(grid, panels, strict=True):
+        for number, key in enumerate(keys):
+            line = part[(part[LINE] == pd.Series(key, LINE)).all(axis=1)].sort_values("eps")
+            if len(line):
+                beside = 0.006 * part["eps"].max() * (number - (len(keys) - 1) / 2)  # bars must not hide each other
+                bars = _curves(axes, line, beside, COLOURS[number % len(COLOURS)])
+                drawn.setdefault(key, bars)
+        unit = robust_tables.NORMS.get(norm, norm)
+        axes.set(title=f"{dataset} {subset}, {unit}", xlabel=f"{unit} radius eps (pixel units)", ylim=(0, 101))
+    grid[0].set_ylabel("robust accuracy (%)")
+    figure.legend(drawn.values(), map(_label, drawn), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("Robust accuracy under the strongest attack found: average, with 95 % intervals over the images; "
+                    f"dotted: worst of {', '.join(map(str, sorted(table['worst_of'].unique())))} evaluations",
+                    fontsize=10)  # fmt: skip
+    return figure
+
+
+def _curves(axes: Axes, line: DataFrame, beside: float, colour: str):
+    """Curves of one defense; their clean accuracy stands at eps = 0. Returns the bars of the average."""
+    several = line["evaluations"].max() > 1
+    for kind, dash, width in reversed(KINDS if several else KINDS[:1]):
+        value, low, high = (
+            100 * np.array([line[f"clean_{kind}{end}"].iat[0], *line[f"{kind}{end}"]]) for end in ("", "_low", "_high")
+        )
+        bars = axes.errorbar(
+            np.array([0.0, *line["eps"]]) + beside, value, yerr=[value - low, high - value], color=colour,
+            linestyle=dash, linewidth=width, marker="o", markersize=3.5, elinewidth=0.8, capsize=2,
+        )  # fmt: skip
+    return bars
+
+
+def _label(key: tuple) -> str:
+    defense, variant, sigma, preset = key
+    name = f"{defense} ({variant})" if variant else defense
+    return f"{name}{f' at σ = {sigma:g}' if sigma else ''}, {preset}"
