@@ -7,7 +7,7 @@ ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
-  claims-multiscale test test-slow lint bench figures verify clean
+  train-consistency consistency-ablation claims-multiscale test test-slow lint bench figures verify clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,11 +42,20 @@ train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/adversarial_training.yaml
 	$(BIN)/drbench train benchmarks/digits/train/adversarial_training-l2.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
-	$(MAKE) train-multiscale train-rcm
+	$(MAKE) train-multiscale train-rcm train-consistency
 
 train-multiscale: setup  ## fine-tune the shipped denoiser and classifier for cascades
 	$(BIN)/drbench train benchmarks/digits/train/multiscale-denoiser.yaml
 	$(BIN)/drbench train benchmarks/digits/train/multiscale-classifier.yaml
+
+train-consistency: setup  ## distil the shared denoiser into a consistency function, fine-tune it and its control
+	for row in consistency consistency-tuned consistency-control consistency-tuned-ssl; do \
+	$(BIN)/drbench train benchmarks/digits/train/$$row.yaml || exit 1; done
+
+consistency-ablation: setup  ## what the parts of consistency purification are worth on digits, and what they do to images
+	$(BIN)/python -m benchmarks.consistency_ablation
+	$(BIN)/python -m benchmarks.purification benchmarks/digits/full/denoised-one_shot.yaml \
+	benchmarks/digits/full/denoised-pf_ode.yaml benchmarks/digits/full/consistency*.yaml
 
 claims-multiscale: setup  ## the multi-scale paper's claims on the runs of digits-full
 	$(BIN)/python -m benchmarks.multiscale_claims

@@ -27,7 +27,7 @@ EXAMPLES = {
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented\n"
     "  drbench table RUN --norm linf --radii 0 1/255 2/255 8/255",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve\n"
-    "  drbench plot results/digits/runs --shares --out votes",
+    "  drbench plot results/digits/runs --shares --out votes\n  drbench plot results/digits/runs --cost --out cost",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
             made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
+        made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
     made.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -302,7 +303,7 @@ def _asked_again(args, folder: Path) -> list[str]:
 
 
 def _table(args) -> None:
-    from drbench import compare, halting, record, robust_tables, summary, tables
+    from drbench import compare, halting, pareto, record, robust_tables, summary, tables
     from drbench.errors import DrbenchError
 
     if args.paper:
@@ -322,6 +323,10 @@ def _table(args) -> None:
     if task == "attack":
         attacked = robust_tables.frame(runs)
         print(*(robust_tables.write(attacked, args.out) if args.out else [robust_tables.render_markdown(attacked)]))
+        return
+    if args.cost:
+        costs = pareto.frame(runs, args.radii or pareto.RADII)
+        print(pareto.render(costs) if args.out is None else " ".join(map(str, pareto.write(costs, args.out))))
         return
     frame, cascades = summary.frame(runs, args.radii, args.norm), halting.frame(runs)
     if args.out is None:
@@ -347,11 +352,13 @@ def _table_of_paper(args) -> None:
 
 
 def _plot(args) -> None:
-    from drbench import plots, robust_plots, share_plot
+    from drbench import pareto_plot, plots, robust_plots, share_plot
 
     runs, task = _runs_of_one_task(args.paths)
     if task == "attack":
         written = robust_plots.robust_curves(runs, args.out)
+    elif args.cost:
+        written = pareto_plot.cost_curves(runs, args.out)
     elif args.shares:
         written = share_plot.share_curves(runs, args.out)
     else:

@@ -10,8 +10,10 @@ from drbench.errors import DrbenchError, did_you_mean
 
 DEFENSES = {
     "adversarial_training": "methods.adversarial_training.defense:AdversarialTraining",
+    "consistency": "methods.consistency.defense:Consistency",
     "constant": "methods.constant.defense:Constant",
     "denoised": "methods.denoised.defense:Denoised",
+    "diffpure": "methods.diffpure.defense:DiffPure",
     "multiscale": "methods.multiscale.defense:MultiScale",
     "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
     "rcm": "methods.rcm.defense:RCM",

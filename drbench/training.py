@@ -1,4 +1,4 @@
-"""One training loop: Adam, warm-up and cosine decay, gradient clipping, exponential moving average, resumable.
+"""One training loop: AdamW or RAdam, warm-up and decay, gradient clipping, exponential moving average, resumable.
 
 The randomness of step s comes from a generator seeded by (seed, s), so a resumed training ends with the weights of an
 undisturbed one without any random state being stored.
@@ -45,7 +45,8 @@ def train(
     """
     keep_freed_memory()
     network.train()
-    optimizer = torch.optim.AdamW(groups or network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    make = {"adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}[recipe.optimizer]
+    optimizer = make(groups or network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     chosen = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     trained = [parameter for parameter in network.parameters() if id(parameter) in chosen]
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -82,7 +83,10 @@ def sample(x: Tensor, y: Tensor, recipe: Recipe, rng: Generator) -> tuple[Tensor
 
 
 def augment(x: Tensor, recipe: Recipe, rng: Generator) -> Tensor:
-    """Random translation (up to `shift` pixels) and rotation (up to `rotate` degrees) of each (C, H, W) image."""
+    """Random mirroring, translation (up to `shift` pixels) and rotation (up to `rotate` degrees) of each image."""
+    if recipe.flip:
+        mirrored = torch.rand(len(x), generator=rng).to(x.device) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
     if recipe.shift == 0 and recipe.rotate == 0:
         return x
     angle, right, down = (2 * torch.rand(3, len(x), generator=rng) - 1).to(x.device)
@@ -95,7 +99,7 @@ def augment(x: Tensor, recipe: Recipe, rng: Generator) -> Tensor:
 
 def _schedule(step: int, recipe: Recipe) -> float:
     warm = min(1.0, (step + 1) / (recipe.warmup + 1))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    return warm if recipe.decay == "constant" else warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 @torch.no_grad()

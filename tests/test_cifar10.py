@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drbench import record, verify, weights
+from drbench import data, fitting, record, verify, weights
 from drbench.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -51,3 +51,53 @@ def test_multiscale(tmp_path, capsys):
     runs = certified(capsys, "benchmarks/cifar10/multiscale.yaml", *words)
     assert [len(run.header["engine"]["options"]["sigmas"]) for run in runs] == [2, 2, 3]
     assert all(run.header["engine"]["protocol"] == "paper_code" for run in runs)
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Trainings read and are measured on 32 images: all of a split take a minute each time."""
+    load = data.load
+
+    def load_few(name, split, subset, root):
+        return load(name, split, "first32" if subset == "all" else subset, root)
+
+    monkeypatch.setattr(data, "load", load_few)
+    monkeypatch.setattr(fitting, "VALIDATION_ROWS", 32)
+
+
+def test_consistency(tmp_path, capsys, few_images):
+    """Classifier, teacher, distillation, training without teacher, fine-tuning, certification: each a few steps."""
+    sizes = ["defense.args.channels=[8,16]", "defense.args.width=4"]
+    recipe = "train.recipe={steps: 3, batch: 8, warmup: 1, state: null}"
+    file = {
+        name: tmp_path / f"cifar10-{name}.safetensors"
+        for name in ("classifier", "denoiser", "distilled", "trained", "tuned")
+    }
+
+    def train(config, name, *words, start=None):
+        given = [] if name == "classifier" else [f"defense.checkpoint=[{file['classifier']}]"]
+        given += [] if start is None else [f"train.start=[{file[start]}]"]
+        words = [*HERE, recipe, f"train.checkpoint={file[name]}", *given, *words]
+        assert main(["train", f"benchmarks/cifar10/train/{config}.yaml", *words]) == 0
+
+    train("classifier", "classifier", sizes[1])
+    train("denoiser", "denoiser", *sizes)
+    own = [*sizes, "defense.args.metric=feat_ssl", "defense.args.encoder_width=4"]
+    train("consistency", "distilled", *own, start="denoiser")
+    train("consistency-training", "trained", *own)
+    train("consistency-tuned", "tuned", *own, start="distilled")
+    states = {name: weights.read([weights.resolve(str(path))]) for name, path in file.items()}
+    assert states["denoiser"].keys() == states["distilled"].keys() == states["tuned"].keys() == states["trained"].keys()
+    assert states["distilled"]["denoiser.sigma_data"] == states["denoiser"]["denoiser.sigma_data"] > 0.4
+    capsys.readouterr()
+    for name in ("distilled", "trained", "tuned"):
+        words = [*HERE, *TINY, *own, f"defense.checkpoint=[{file['classifier']},{file[name]}]", "--out", str(tmp_path)]
+        runs = certified(capsys, "benchmarks/cifar10/consistency.yaml", *words)
+        assert [run.header["engine"]["sigma"] for run in runs] == [0.25, 0.5, 1.0]
+        assert all(run.header["defense"]["nfe"] == {"denoiser": 1.0, "classifier": 1.0} for run in runs)
+        assert all(run.header["defense"]["args"]["metric"] == "feat_ssl" for run in runs)
+    words = [*HERE, *TINY, *sizes, f"defense.checkpoint=[{file['classifier']},{file['denoiser']}]"]
+    (run,) = certified(
+        capsys, "benchmarks/cifar10/diffpure.yaml", *words, "defense.args.steps=5", "--out", str(tmp_path)
+    )
+    assert run.header["defense"]["nfe"] == {"denoiser": 5.0, "classifier": 1.0} and run.header["defense"]["randomized"]

@@ -20,8 +20,9 @@ def test_shipped_weights_are_those_of_the_manifest():
     rcm = {f"digits/rcm{kind}{seed}" for kind in ("", "-none") for seed in ("", "-1", "-2")}
     tuned = {"digits/multiscale-classifier", "digits/multiscale-denoiser"}
     trained = {f"digits/adversarial_training{norm}" for norm in ("", "-l2")}
+    consistency = {f"digits/consistency{kind}" for kind in ("", "-tuned", "-tuned-ssl", "-control")}
     base = {"digits/classifier", "digits/denoiser", "digits/noise_augmented"}
-    assert set(entries) == base | rcm | tuned | trained
+    assert set(entries) == base | rcm | tuned | trained | consistency
     for name, entry in entries.items():
         found = weights.resolve(name)
         assert found.path.stat().st_size == entry["bytes"] < 2**20

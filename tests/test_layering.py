@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "beside": ({"summary"}, {"pandas"}),
     "tables": (LEAVES | {"beside", "summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "pareto": (LEAVES | {"record", "summary"}, {"pandas"}),
+    "pareto_plot": (LEAVES | {"pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "summary", "tables"}, {"pandas"}),
     "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
@@ -103,9 +105,9 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "planning", "plots"}
-        | {"published", "record", "registry", "robust_plots", "robust_tables", "runner", "share_plot", "summary"}
-        | {"tables", "testing", "verify", "weights"},
+        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
+        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
+        | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip
@@ -186,6 +188,7 @@ def test_unsafe_loading_is_nowhere():
     "words",
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
+     ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
      ["table", "{run}", "--paper", "rcm-cifar10"]],
     ids=lambda words: words[0],
 )  # fmt: skip

@@ -45,7 +45,13 @@ class EDMDenoiser(nn.Module):
         total = sigma**2 + self.sigma_data**2
         c_noise = sigma.flatten().log() / 4
         raw = self.network(z_net / total.sqrt(), c_noise, self._labels(labels, z_net))
-        return self.sigma_data**2 / total * z_net + sigma * self.sigma_data / total.sqrt() * raw
+        c_skip, c_out = self.scalings(sigma)
+        return c_skip * z_net + c_out * raw
+
+    def scalings(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """c_skip and c_out at noise levels `sigma`, network units; of its shape."""
+        total = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
 
     def _labels(self, labels: torch.Tensor | None, z_net: torch.Tensor) -> torch.Tensor | None:
         if self.num_classes is None and labels is not None:

@@ -66,11 +66,19 @@ def heun_pf_ode(
     levels = karras_grid(steps, sigma_min, sigma_net, rho)
     z = z_net
     for now, after in pairwise(levels):
-        slope = (z - denoise(z, now, labels)) / now
-        euler = z + (after - now) * slope
-        slope_after = (euler - denoise(euler, after, labels)) / after
-        z = z + (after - now) * (slope + slope_after) / 2
+        z = heun_step(denoise, z, now, after, labels)
     return denoise(z, levels[-1], labels)
+
+
+def heun_step(denoise: Denoiser, z, now, after, labels: torch.Tensor | None = None) -> torch.Tensor:
+    """One step of Heun's method on the probability-flow ODE, from noise level `now` to `after` > 0. NFE = 2.
+
+    The levels are floats, or tensors that broadcast with `z` and that `denoise` accepts.
+    """
+    slope = (z - denoise(z, now, labels)) / now
+    euler = z + (after - now) * slope
+    slope_after = (euler - denoise(euler, after, labels)) / after
+    return z + (after - now) * (slope + slope_after) / 2
 
 
 def ddim(

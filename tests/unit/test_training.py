@@ -117,3 +117,25 @@ def test_a_state_belongs_to_one_training(tmp_path, monkeypatch):
     others = [name("defense.args.width=8"), name("train.recipe.steps=7"), name("train.checkpoint=other/m.safetensors"),
               name("defense.name=denoised"), name(split="validation")]  # fmt: skip
     assert len({name(), *others}) == 6 and name() == name("run.threads=1")
+
+
+def test_optimizer_decay_and_flip():
+    """RAdam's first steps are those of momentum alone: their size is the learning rate times the gradient."""
+    parameter = nn.Linear(1, 1, bias=False)
+    parameter.weight.data.fill_(1.0)
+    recipe = Recipe(steps=2, batch=1, lr=0.1, warmup=0, ema_halflife=1, clip=1e9, optimizer="radam", decay="constant")
+    seen = []
+    train(
+        parameter,
+        lambda rng: 3 * parameter.weight.sum(),
+        recipe,
+        lambda step, value: seen.append(parameter.weight.item()),
+    )
+    assert seen == pytest.approx([0.7, 0.4])  # Adam would move by lr alone
+    x = torch.arange(8.0).reshape(1, 1, 2, 4).expand(500, -1, -1, -1)
+    flipped = augment(x, replace(RECIPE, flip=True), step_rng(0, 0))
+    mirrored = (flipped == x.flip(3)).flatten(1).all(1)
+    assert ((flipped == x).flatten(1).all(1) ^ mirrored).all() and 180 < mirrored.sum() < 320
+    for wrong in ({"optimizer": "sgd"}, {"decay": "linear"}):
+        with pytest.raises(DrbenchError, match="decay is cosine or constant and optimizer is adamw or radam"):
+            Recipe(**wrong)

@@ -1,0 +1,112 @@
+"""Certified accuracy against what it costs, and which rows are worth their cost. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from pandas import DataFrame
+
+from drbench import summary
+from drbench.errors import DrbenchError
+from drbench.record import Run
+from drbench.summary import METHOD, method_name
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+GROUP = [*summary.DATA, "certifier", "sigmas"]  # rows that are compared with each other
+
+NOTES = """\
+- Evaluations: of all networks per image, counted by hooks in one call and multiplied by the draws that were made,
+  selection included. s/image: wall time on the machine of that run; not comparable between machines.
+- **Bold**: on the front, no other row of the section has at least this accuracy for at most as many evaluations, and
+  one of the two strictly. A row with fewer draws is cheaper, and its ceiling radius is lower: n is part of the bargain.
+- Rows whose intervals over the images overlap may change places on other images: see `drbench table --compare`.
+- “–”: beyond the ceiling radius of its draws, 0 by construction."""
+
+
+def frame(runs: Sequence[Run], radii: Sequence[float] = RADII) -> DataFrame:
+    """One row per run and radius; imported logs, whose cost is unknown, are left out.
+
+    Columns of `summary.frame`, and evaluations (mean per image, of all networks, over all draws), front (no run of the
+    same images and noise levels has at least its accuracy for at most its evaluations, and one of them strictly).
+    """
+    runs = [run for run in runs if run.header["engine"]["certifier"] != "imported" and any(run.ordered())]
+    if not runs:
+        raise DrbenchError("expected runs with measured costs, got none; start some with `drbench run`")
+    cost = {summary.place(run): evaluations(run) for run in runs}
+    table = summary.frame(runs, radii)
+    table["evaluations"] = table["run"].map(cost)
+    fronts = [_front(part) for _, part in table.groupby([*GROUP, "radius"], sort=False)]
+    return table.assign(front=pd.concat(fronts).reindex(table.index))
+
+
+def evaluations(run: Run) -> float:
+    """Network evaluations per image: counted calls of one draw times the draws, mean over images with evidence."""
+    defense = run.header["defense"]
+    stages = [row.evidence.stages for row in run.ordered() if row.evidence]
+    if not stages:
+        return math.nan
+
+    def calls(sigma: float) -> float:
+        return sum(defense.get("nfe_at", {}).get(f"{sigma:g}", defense["nfe"]).values())
+
+    return sum(calls(stage.sigma) * (stage.n0 + stage.n) for image in stages for stage in image) / len(stages)
+
+
+def _front(part: DataFrame) -> pd.Series:
+    """Whether each row is on the front: nothing is certified for nothing, so an accuracy of 0 never is."""
+    share, cost = part["certified_accuracy"], part["evaluations"]
+
+    def beaten(row) -> bool:
+        better = (share >= row.certified_accuracy) & (cost <= row.evaluations)
+        return bool((better & ((share > row.certified_accuracy) | (cost < row.evaluations))).any())
+
+    kept = [row.certified_accuracy > 0 and not beaten(row) for row in part.itertuples()]
+    return pd.Series(kept, index=part.index)
+
+
+def render(table: DataFrame) -> str:
+    """Markdown: one section per images and noise levels, rows by cost."""
+    text = ["# Certified accuracy against cost", ""]
+    for _, part in table.groupby(GROUP, sort=False):
+        first = next(part.itertuples())
+        text += [f"## {first.dataset} {first.subset}, {summary.where(first)}", "", *_section(part), ""]
+    marked = sorted({mark for marks in table["marks"] for mark in marks.split(", ") if mark})
+    text += ["## Notes", "", NOTES, *([f"- Rows are marked in brackets: {', '.join(marked)}."] if marked else [])]
+    return "\n".join(text) + "\n"
+
+
+def _section(part: DataFrame) -> Iterator[str]:
+    shown = part[part["radius"] <= part["ceiling"].max()]
+    radii = sorted(shown["radius"].unique())
+    head = ["evaluations", "NFE per draw", "draws", "s/image", *(f"r = {r:g}" for r in radii)]
+    yield f"| defense | {' | '.join(head)} |"
+    yield "|---" + "|---:" * len(head) + "|"
+    for _, run in shown.sort_values(["evaluations", *METHOD], kind="stable").groupby("run", sort=False):
+        first = next(run.itertuples())
+        name = method_name(first) + (f" [{first.marks}]" if first.marks else "")
+        facts = f"{first.evaluations:,.0f}", f"{first.nfe:g}", f"{first.n0 + first.draws:,.0f}"
+        cells = [_cell(row) for row in run.sort_values("radius").itertuples()]
+        yield f"| {' | '.join([name, *facts, f'{first.seconds_per_image:.3g}', *cells])} |"
+
+
+def _cell(row) -> str:
+    if row.radius > row.ceiling and row.certified_accuracy == 0:
+        return "–"
+    text = f"{100 * row.certified_accuracy:.1f}"
+    return f"**{text}**" if row.front else text
+
+
+def write(table: DataFrame, stem: str | Path) -> list[Path]:
+    """Write `<stem>.md` and `<stem>.csv`; the same records give the same bytes."""
+    stem = Path(stem)
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv")]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths, (render(table), table.to_csv(index=False, lineterminator="\n")), strict=True):
+            path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise DrbenchError(f"cannot write {stem}: {error.strerror}; choose another folder with --out") from error
+    return paths

@@ -1,0 +1,82 @@
+"""Certified accuracy against cost as a figure: a column per noise level, a row per radius. No torch, no display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from pandas import DataFrame
+
+from drbench import pareto, plots, summary
+from drbench.errors import DrbenchError
+from drbench.record import Run
+from drbench.summary import METHOD
+
+RADII = (0.0, 0.25, 0.5)
+COSTS = {"": ("evaluations", "network evaluations per image"), "-seconds": ("seconds_per_image", "seconds per image")}
+MARKERS = "os^DvPX*<>hpd"
+
+
+def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
+    """Write `<stem>` and `<stem>-seconds` as PNG and SVG; the same records give the same bytes.
+
+    x: network evaluations per image, or seconds, both logarithmic. y: certified accuracy in % with 95 % Clopper-Pearson
+    intervals over the images. The step line is the front: the best accuracy for at most that cost.
+    """
+    stem, table, paths = Path(stem), pareto.frame(runs, RADII), []
+    for suffix, (column, label) in COSTS.items():
+        with matplotlib.rc_context(plots.STYLE):
+            figure = _draw(table[table[column] > 0], column, label)
+            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                path = stem.with_name(f"{stem.name}{suffix}.{kind}")
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    figure.savefig(path, metadata=metadata)
+                except OSError as error:
+                    raise DrbenchError(f"cannot write plot {path}: {error.strerror}; choose another --out") from error
+                paths.append(path)
+    return paths
+
+
+def _draw(table: DataFrame, column: str, label: str) -> Figure:
+    groups = list(table.groupby(pareto.GROUP, sort=False))
+    methods = {key: summary.method_name(next(part.itertuples())) for key, part in table.groupby(METHOD, sort=False)}
+    styles = {
+        key: {"color": plots.COLOURS[i % len(plots.COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, key in enumerate(methods)
+    }
+    legend_rows = -(-len(methods) // 4)
+    height = 3.1 * len(RADII) + 0.25 * legend_rows + 0.4
+    figure = Figure(figsize=(max(8, 4.6 * len(groups)), height), dpi=100, layout="constrained")
+    grid = figure.subplots(len(RADII), len(groups), sharex="col", squeeze=False)
+    for across, (_, part) in enumerate(groups):
+        first = next(part.itertuples())
+        for down, radius in enumerate(RADII):
+            axes = grid[down, across]
+            _panel(axes, part[part["radius"] == radius], column, styles)
+            axes.set_title(f"{first.dataset} {first.subset}, {summary.where(first)}, r ≥ {radius:g}", fontsize=10)
+        grid[-1, across].set_xlabel(label)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("certified accuracy (%)")
+    handles = [Line2D([], [], linestyle="", label=name, **styles[key]) for key, name in methods.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _panel(axes: Axes, part: DataFrame, column: str, styles: dict) -> None:
+    ordered = part.sort_values(column)
+    best = ordered["certified_accuracy"].cummax()
+    axes.plot(ordered[column], 100 * best, drawstyle="steps-post", color="#999999", linewidth=1, zorder=1)
+    for row in ordered.itertuples():
+        share, style = row.certified_accuracy, styles[row.defense, row.variant]
+        spread = [[100 * (share - row.ci_low)], [100 * (row.ci_high - share)]]
+        axes.errorbar(getattr(row, column), 100 * share, yerr=spread, markersize=7, elinewidth=1, **style)
+    axes.set(xscale="log", xlim=(ordered[column].min() / 1.6, ordered[column].max() * 1.6), ylim=(0, 100))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
