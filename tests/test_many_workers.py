@@ -182,7 +182,7 @@ def test_two_runs_of_one_command_share_the_work(tmp_path):
 def test_ctrl_c_ends_the_workers_too(tmp_path):
     process = subprocess.Popen(command(tmp_path, "certify.n=100000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)  # fmt: skip
-    while not list(tmp_path.rglob("rows*")):
+    while not any(file.stat().st_size for file in tmp_path.rglob("rows*")):  # the file is there before the workers are
         assert process.poll() is None
         time.sleep(0.05)
     workers = children(process.pid)
