@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drbench import config, cost, record, registry, stats, stopping
 from drbench.api import Defense
+from drbench.certifiers import lipschitz
 from drbench.data import Images
 from drbench.weights import Weights
 
@@ -44,13 +45,18 @@ def engine(cell: DictConfig, images: Images) -> dict:
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:
     """Header of a run that has not begun: what does not depend on where and when it runs."""
     parameters = sum(p.numel() for p in defense.parameters())
+    about = engine(cell, images)
+    if cell.certify.kind == "lipschitz":
+        about |= {"sigma": 0.0, "n0": 0, "options": lipschitz.options(defense)}
+    flags = ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else []
+    flags += ["estimate: means of random logits"] if not about.get("options", {}).get("exact", True) else []
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
         "schema": record.SCHEMA,
         "status": "started",
         "identity": identity,
         "title": cell.title,
-        "engine": engine(cell, images),
+        "engine": about,
         "defense": {
             "name": cell.defense.name,
             "variant": cell.defense.variant,
@@ -70,7 +76,7 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
             "sha256": images.sha256,
             "ids": list(images.ids),
         },
-        "flags": ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else [],
+        "flags": flags,
         "sessions": [],
     }
 

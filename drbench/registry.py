@@ -11,6 +11,7 @@ from drbench.errors import DrbenchError, did_you_mean
 DEFENSES = {
     "constant": "methods.constant.defense:Constant",
     "denoised": "methods.denoised.defense:Denoised",
+    "diffusion_classifier": "methods.diffusion_classifier.defense:DiffusionClassifier",
     "multiscale": "methods.multiscale.defense:MultiScale",
     "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
     "rcm": "methods.rcm.defense:RCM",

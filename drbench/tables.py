@@ -46,6 +46,11 @@ SIGNS = {
         "few targets: draws stopped when other radii than all of this table were settled; at the others accuracies are "
         "lower bounds, and abstention is an upper bound",
     ),
+    "estimate": (
+        "≀",
+        r"$^\wr$",
+        "estimate: a Lipschitz radius, margin / 2L, of logits that are means over random draws: no certificate",
+    ),
     "imported": (
         "⇩",
         r"$^\downarrow$",

@@ -56,7 +56,7 @@ MAY_IMPORT = {
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
+    "header": ({"api", "certifiers", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES

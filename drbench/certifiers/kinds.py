@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from drbench.api import Defense
-from drbench.certifiers import adaptive, cascade, gaussian
+from drbench.certifiers import adaptive, cascade, gaussian, lipschitz
 from drbench.certifiers.gaussian import Observation
 
 # kind (adaptive: gaussian in any mode but fixed) -> observer, and what it takes from the section `engine` of a header
@@ -21,6 +21,7 @@ KINDS = {
         },
     ),
     "gaussian": (gaussian.observe, lambda engine: {"sigma": engine["sigma"]}),
+    "lipschitz": (lipschitz.observe, lambda engine: {}),
     "cascade": (
         cascade.observe,
         lambda engine: {"alpha": engine["alpha"], **{key: engine["options"][key] for key in ("sigmas", "split", "p0")}},
