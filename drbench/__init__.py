@@ -12,6 +12,7 @@ _LAZY = {
     "Defense": "drbench.api",
     "Draws": "drbench.draws",
     "DrbenchError": "drbench.errors",
+    "attack": "drbench.notebook",
     "certify": "drbench.notebook",
     "load_data": "drbench.data",
     "load_defense": "drbench.notebook",

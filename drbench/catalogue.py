@@ -9,7 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, record, registry, weights
+from drbench import config, record, registry, robustness, weights
+from drbench.attacks import presets
 
 
 def defenses() -> str:
@@ -37,17 +38,26 @@ def configs() -> str:
 
 def runs(paths: Sequence[str | Path]) -> str:
     """Run folders with their progress, cost and marks, from the records alone."""
-    rows = [("RUN", "IMAGES", "CERTIFIED r=0", "SECONDS", "STATE")]
+    rows = [("RUN", "IMAGES", "ACCURACY", "SECONDS", "STATE")]
     for folder in record.find(paths):
         run = record.read(folder)
         count, done = len(run.wanted), list(run.rows.values())
         errors = sum(row.error is not None for row in done)
         state = "complete" if run.complete else "partial"
         marks = [mark for mark in run.marks if mark != "partial"] + ([f"{errors} errors"] if errors else [])
-        certified = f"{sum(row.correct for row in done) / len(done):.3f}" if done else "-"
         seconds = f"{sum(row.seconds for row in done):.1f}"
-        rows.append((str(folder), f"{len(done)}/{count}", certified, seconds, ", ".join([state, *marks])))
+        rows.append((str(folder), f"{len(done)}/{count}", _accuracy(run, done), seconds, ", ".join([state, *marks])))
     return _columns(rows)
+
+
+def _accuracy(run: record.Run, done: list[record.Row]) -> str:
+    """Share certified at radius 0, or right on average under attack."""
+    if not done:
+        return "-"
+    if run.task == "attack":
+        answers = [row.evidence.adversarial for row in done]
+        return f"{robustness.robustness(answers, [row.label for row in done], 1).average.value:.3f} robust"
+    return f"{sum(row.correct for row in done) / len(done):.3f} certified"
 
 
 def plan(cell: DictConfig) -> str:
@@ -59,6 +69,12 @@ def plan(cell: DictConfig) -> str:
         tried = "" if len(scales) == 1 else f" at each of at most {len(scales)} scales: {', '.join(map(str, scales))}"
         most = "" if cell.certify.mode == "fixed" else "at most "
         lines.append(f"# {most}{draws:,} noisy draws per image{tried} ({where})")
+    if cell.task == "attack" and cell.attack.attacks is None:
+        for deterministic in (True, False)[cell.attack.sigma > 0 :]:
+            if deterministic or cell.attack.preset != "autoattack":
+                members = presets.preset(cell.attack.preset, cell.attack.norm, deterministic)
+                kind = "deterministic" if deterministic else "randomised"
+                lines.append(f"# attacks if the defense is {kind}: {'; '.join(each.label for each in members)}")
     return "\n".join([*lines, "---"])
 
 

@@ -13,7 +13,8 @@ EXAMPLES = {
     "  drbench show benchmarks/digits/denoised-pf_ode.yaml defense.args.steps=10",
     "train": "drbench train benchmarks/digits/train/denoiser.yaml\n"
     "  drbench train my.yaml train.checkpoint=weights/mine.safetensors train.recipe.steps=500",
-    "run": "drbench run benchmarks/digits/denoised-one_shot.yaml\n"
+    "run": "drbench run benchmarks/digits/attack/rcm.yaml attack.preset=smoke\n"
+    "  drbench run benchmarks/digits/denoised-one_shot.yaml\n"
     "  drbench run benchmarks/digits/*.yaml certify.sigma=0.25 certify.n=1000 --limit 20",
     "resume": "drbench resume results/digits/runs/undefended/*\n  drbench resume results/digits",
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("show", "show the resolved config and the planned work; runs nothing"),
         ("train", "train a defense and write its weights"),
-        ("run", "certify; interrupted, the same command goes on"),
+        ("run", "certify or attack; interrupted, the same command goes on"),
     ):
         made = verb(name, text)
         made.add_argument("items", nargs="+", metavar="CONFIG|KEY=VALUE", help="benchmark files and overrides")
@@ -62,12 +63,12 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("resume", "finish the runs in these folders"),
         ("status", "progress of runs, from their records alone"),
-        ("verify", "recompute every certificate from its evidence and check every record"),
+        ("verify", "recompute every certificate, re-check every adversarial example and every record"),
     ):
         verb(name, text).add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
     for name, text in (
-        ("table", "certified accuracy at radii, as Markdown, CSV and LaTeX"),
-        ("plot", "radius curves as PNG and SVG"),
+        ("table", "certified accuracy at radii, or robust accuracy under attack, as Markdown, CSV and LaTeX"),
+        ("plot", "accuracy against radius, or against eps of attacks, as PNG and SVG"),
     ):
         made = verb(name, text)
         many = "*" if name == "table" else "+"
@@ -226,7 +227,7 @@ def _verify(args) -> int:
 
 
 def _table(args) -> None:
-    from drbench import compare, halting, record, summary, tables
+    from drbench import compare, halting, record, robust_tables, summary, tables
     from drbench.errors import DrbenchError
 
     if bool(args.paths) == bool(args.compare):
@@ -239,7 +240,11 @@ def _table(args) -> None:
         else:
             print(*compare.write(differences, args.out))
         return
-    runs = [record.read(folder) for folder in record.find(args.paths)]
+    runs, task = _runs_of_one_task(args.paths)
+    if task == "attack":
+        attacked = robust_tables.frame(runs)
+        print(*(robust_tables.write(attacked, args.out) if args.out else [robust_tables.render_markdown(attacked)]))
+        return
     frame, cascades = summary.frame(runs), halting.frame(runs)
     if args.out is None:
         print(tables.render_markdown(frame, cascades))
@@ -249,10 +254,26 @@ def _table(args) -> None:
 
 
 def _plot(args) -> None:
-    from drbench import plots, record
+    from drbench import plots, robust_plots
 
-    plots.radius_curves([record.read(folder) for folder in record.find(args.paths)], args.out)
+    runs, task = _runs_of_one_task(args.paths)
+    (robust_plots.robust_curves if task == "attack" else plots.radius_curves)(runs, args.out)
     print(f"{args.out}.png {args.out}.svg")
+
+
+def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:
+    """The runs at or below these paths: all certify, or all attack."""
+    from drbench import record
+    from drbench.errors import DrbenchError
+
+    runs = [record.read(folder) for folder in record.find(paths)]
+    tasks = sorted({run.task for run in runs})
+    if len(tasks) > 1:
+        raise DrbenchError(
+            f"expected runs of one task, got {' and '.join(tasks)} at or below {', '.join(paths)}; "
+            "certifications are in the folder runs, attacks in the folder attacks"
+        )
+    return runs, tasks[0]
 
 
 def _import(args) -> None:

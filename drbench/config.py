@@ -18,6 +18,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from drbench import norms
+from drbench.attacks.presets import PRESETS
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.recipe import Recipe
 
@@ -55,6 +57,20 @@ class Certify:
 
 
 @dataclass
+class Attack:
+    norm: str = "linf"  # linf | l2 | l1
+    eps: Any = "8/255"  # pixel units, a number or a fraction
+    preset: str = "standard"  # smoke | fast | standard | thorough | autoattack
+    attacks: list[Any] | None = None  # instead of the preset: [{attack: pgd, loss: margin, steps: 100, draws: 16}, ...]
+    sigma: float = 0.0  # noise at which the defense is deployed, pixel units; 0: clean images
+    decision: str = "single"  # single | majority | mean_prob
+    decision_draws: int = 1  # of one answer
+    evaluations: int = 100  # answers to each image in the final evaluation, of a randomised defense
+    select: int = 50  # draws that choose among candidates, of a randomised defense
+    worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
+
+
+@dataclass
 class Train:
     checkpoint: str = "???"  # name under which the weights are written
     start: list[str] = field(default_factory=list)  # weights to start from; none: from scratch
@@ -75,10 +91,11 @@ class Config:
     """One benchmark file, resolved."""
 
     title: str = ""
-    task: str = "certify"  # certify | train
+    task: str = "certify"  # certify | attack | train
     data: Data = field(default_factory=Data)
     defense: DefenseSpec = field(default_factory=DefenseSpec)
     certify: Certify = field(default_factory=Certify)
+    attack: Attack = field(default_factory=Attack)
     train: Train | None = None
     run: Run = field(default_factory=Run)
     sweep: dict[str, Any] = field(default_factory=dict)
@@ -114,15 +131,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
     for values in itertools.product(*(_listed(path, key, values) for key, values in sweep.items())):
         cell = merged.copy()
         for key, value in zip(sweep, values, strict=True):
-            _guarded(path, lambda cell=cell, key=key, value=value: OmegaConf.update(cell, key, value, merge=False))
+            _guarded(
+                path,
+                lambda cell=cell, key=key, value=value: OmegaConf.update(
+                    cell, key, value, merge=isinstance(value, dict)
+                ),
+            )
         cells.append(cell)
         _validate(path, cell)
-        cell.certify.sigma = levels(cell)[0]
+        if cell.task != "attack":
+            cell.certify.sigma = levels(cell)[0]
     return cells
 
 
 def levels(config: DictConfig) -> list[float]:
-    """Noise levels of the certification, in the order in which they are tried."""
+    """Noise levels at which the defense is asked, in the order in which they are tried."""
+    if config.task == "attack":
+        return [config.attack.sigma]
     if config.certify.kind == "lipschitz":
         return [0.0]
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
@@ -131,13 +156,15 @@ def levels(config: DictConfig) -> list[float]:
 def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
-    others = [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
+    others = ["certify"] if config.task == "attack" else ["attack"]
+    plain["attack"]["eps"] = norms.number(config.attack.eps)
+    others += [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
     others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]
     for key in (*NOT_IDENTITY, *others):
         *parents, last = key.split(".")
         place = plain
         for parent in parents:
-            place = place[parent]
+            place = place.get(parent, {})
         place.pop(last, None)
     text = json.dumps({"config": plain, "checkpoints": list(checkpoints)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -192,7 +219,7 @@ def _validate(path, config: DictConfig) -> None:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
     certify, rows = config.certify, config.run.batch_rows
     problems = [
-        (config.task not in ("certify", "train"), f"task is certify or train, got {config.task!r}"),
+        (config.task not in ("certify", "attack", "train"), f"task is certify, attack or train, got {config.task!r}"),
         (config.task == "train" and config.train is None, "task train needs the section train"),
         (certify.kind not in OWN_KEYS, f"certify.kind is {' or '.join(OWN_KEYS)}, got {certify.kind!r}"),
         (certify.mode not in MODES, f"certify.mode is {', '.join(MODES)}, got {certify.mode!r}"),
@@ -221,6 +248,22 @@ def _validate(path, config: DictConfig) -> None:
     else:
         given = [key for key in OWN_KEYS["cascade"] if certify[key] != getattr(Certify, key)]
         problems.append((bool(given), f"certify.{', '.join(given)} only with certify.kind: cascade"))
+    problems += _attack_problems(config.attack) if config.task == "attack" else []
     for wrong, expected in problems:
         if wrong:
             raise DrbenchError(f"{path}: expected: {expected}")
+
+
+def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
+    norms.check(attack.norm, norms.number(attack.eps))
+    listed = attack.attacks
+    named = listed is None or all(isinstance(each, DictConfig) and "attack" in each for each in listed)
+    return [
+        (attack.preset not in PRESETS, f"attack.preset is {', '.join(PRESETS)}, got {attack.preset!r}"),
+        (not named or listed == [], f"attack.attacks is a list of mappings with a key attack each, got {listed}"),
+        (attack.sigma < 0, f"attack.sigma is a noise level >= 0 in pixel units, got {attack.sigma}"),
+        (min(attack.evaluations, attack.select, attack.worst_of, attack.decision_draws) < 1,
+         "attack.evaluations, select, worst_of and decision_draws are positive"),
+        (attack.worst_of > attack.evaluations,
+         f"attack.worst_of is at most attack.evaluations, got {attack.worst_of} of {attack.evaluations}"),
+    ]  # fmt: skip

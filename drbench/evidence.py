@@ -1,11 +1,12 @@
-"""What a certification run observes (`Evidence`) and what follows from it (`Certificate`). Standard library only.
+"""What a run observes (`Evidence`, `Attacked`) and what follows from it (`Certificate`). Standard library only.
 
 Evidence is stored on disk; a certificate is recomputed from it whenever it is needed, by `drbench.stats.decide`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from drbench.errors import DrbenchError
@@ -79,6 +80,103 @@ class Evidence:
     def from_json(cls, raw: Mapping) -> Evidence:
         clean = raw.get("clean")
         return cls(tuple(Stage.from_json(stage) for stage in raw["stages"]), clean and tuple(map(float, clean)))
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one attack did to one image.
+
+    Parameters
+    ----------
+    attack : str
+    failures : int
+        Of its best example, among the selection draws of the run.
+    gradients, forwards : int
+        Evaluations of the whole defense, with and without a gradient; a draw counts as one.
+    """
+
+    attack: str
+    failures: int
+    gradients: int
+    forwards: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of the deployed decision rule to one image, in N independent evaluations.
+
+    Parameters
+    ----------
+    first : int
+        The first answer, a class or `ABSTAIN` (the defense gave no finite logits).
+    votes : dict
+        Answer -> count, over all N.
+    """
+
+    first: int
+    votes: Mapping[int, int]
+
+    @classmethod
+    def of(cls, answers: Sequence[int]) -> Answers:
+        """From all answers, in order."""
+        return cls(answers[0], dict(Counter(answers)))
+
+    @property
+    def count(self) -> int:
+        return sum(self.votes.values())
+
+    def wrong(self, label: int) -> int:
+        """How many were not the label."""
+        return self.count - self.votes.get(label, 0)
+
+    def to_json(self) -> list:
+        return [self.first, {str(c): k for c, k in sorted(self.votes.items())}]
+
+    @classmethod
+    def from_json(cls, raw: Sequence) -> Answers:
+        return cls(int(raw[0]), {int(c): int(k) for c, k in raw[1].items()})
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Everything that an attack job observed about one image.
+
+    Parameters
+    ----------
+    clean, adversarial : Answers
+        To the clean image, and to the example that was kept, on the same draws.
+    tried : tuple of Tried
+        Attacks that were run on this image, in order; a deterministic defense that is broken is left alone.
+    kept : str
+        Attack that made the kept example; empty if none beat the clean image.
+    distance : float
+        Of the kept example, in the norm of the run, float64.
+    example : str
+        sha256 of the kept example's float32 pixels, which are stored beside the rows.
+    """
+
+    clean: Answers
+    adversarial: Answers
+    tried: tuple[Tried, ...]
+    kept: str
+    distance: float
+    example: str
+
+    def to_json(self) -> dict:
+        return {
+            "clean": self.clean.to_json(),
+            "adversarial": self.adversarial.to_json(),
+            "tried": [[t.attack, t.failures, t.gradients, t.forwards] for t in self.tried],
+            "kept": self.kept,
+            "distance": self.distance,
+            "example": self.example,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping) -> Attacked:
+        answers = (Answers.from_json(raw[name]) for name in ("clean", "adversarial"))
+        tried = tuple(Tried(str(name), *map(int, counts)) for name, *counts in raw["tried"])
+        return cls(*answers, tried, raw["kept"], float(raw["distance"]), raw["example"])
 
 
 @dataclass(frozen=True)

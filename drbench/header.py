@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, cost, record, registry, stats, stopping
+from drbench import attack_job, config, cost, record, registry, stats, stopping
 from drbench.api import Defense
 from drbench.certifiers import lipschitz
 from drbench.data import Images
@@ -26,7 +26,7 @@ CODE = ("drbench", "methods", "benchmarks", "pyproject.toml")  # what a commit m
 
 
 def engine(cell: DictConfig, images: Images) -> dict:
-    """The protocol of a run: all that its certifier, and later its decision, depend on."""
+    """The protocol of a certification: all that its certifier, and later its decision, depend on."""
     spec = cell.certify
     about = {
         "certifier": spec.kind,
@@ -45,14 +45,15 @@ def engine(cell: DictConfig, images: Images) -> dict:
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:
     """Header of a run that has not begun: what does not depend on where and when it runs."""
     parameters = sum(p.numel() for p in defense.parameters())
-    about = engine(cell, images)
-    if cell.certify.kind == "lipschitz":
+    about = attack_job.engine(cell, defense) if cell.task == "attack" else engine(cell, images)
+    if cell.task == "certify" and cell.certify.kind == "lipschitz":
         about |= {"sigma": 0.0, "n0": 0, "options": lipschitz.options(defense)}
     flags = ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else []
     flags += ["estimate: means of random logits"] if not about.get("options", {}).get("exact", True) else []
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
         "schema": record.SCHEMA,
+        "task": cell.task,
         "status": "started",
         "identity": identity,
         "title": cell.title,
@@ -116,15 +117,19 @@ def end_session(header: dict, folder: Path) -> None:
     """Status, cost of all rows, and hash of the evidence, from what is on disk."""
     run = record.read(folder)
     rows = list(run.rows.values())
+    header["status"] = "complete" if run.complete else "partial"
+    header["sessions"][-1]["ended"] = _now()
+    header["evidence_sha256"] = record.evidence_sha256(run)
+    header["cost"] = (attack_job.cost if run.task == "attack" else _cost)(header, rows)
+
+
+def _cost(header: dict, rows: list[record.Row]) -> dict:
     seconds = sum(row.seconds for row in rows)
     draws = sum(stage.n0 + stage.n for row in rows if row.evidence for stage in row.evidence.stages)
     evaluations = dict(sum((Counter(row.evaluations) for row in rows), Counter()))
     per_scale = header["engine"]["n0"] + header["engine"]["n"]
     calls = list(header["defense"].get("nfe_at", {"": header["defense"]["nfe"]}).values())
-    header["status"] = "complete" if run.complete else "partial"
-    header["sessions"][-1]["ended"] = _now()
-    header["evidence_sha256"] = record.evidence_sha256(run)
-    header["cost"] = {
+    return {
         "images": len(rows),
         "draws": draws,
         "most_draws_per_image": len(calls) * per_scale,

@@ -1,22 +1,30 @@
-"""Certification without config files, for notebooks and scripts."""
+"""Certification and attacks without config files, for notebooks and scripts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from numbers import Real
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from drbench import build, stats, stopping, weights
+from drbench import build, norms, stats, stopping, weights
 from drbench.api import Defense, DrbenchError
+from drbench.attacks import presets
+from drbench.attacks.evaluate import Decision
+from drbench.attacks.oracle import ROWS
+from drbench.attacks.parallel import in_parts
+from drbench.attacks.suite import Found, Suite, check
+from drbench.attacks.threat import Threat
 from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
 from drbench.progress import Progress
+from drbench.robustness import Robustness, robustness
 
 COLUMNS = ("id", "label", "prediction", "radius", "correct")
 DETAIL = {"gaussian": {"p_lower": math.nan, "radius_multiclass": 0.0}, "cascade": {"sigma": math.nan, "reason": None}}
@@ -89,9 +97,7 @@ def certify(
         engine |= stopping.plan(mode, sigma, n, alpha)
     stats.check_budget(n, alpha / len(scales))
     stats.check_reach(engine)
-    if not isinstance(images, Images):
-        x, y = (torch.as_tensor(part).detach().cpu() for part in images)
-        images = Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
+    images = _images(images, defense)
     defense.eval()
     for level in scales:
         defense.require(level)
@@ -108,6 +114,104 @@ def certify(
     return pd.DataFrame(
         [found[i] for i in sorted(found)], columns=[*COLUMNS, *DETAIL[engine["certifier"]], *free, "error"]
     )
+
+
+class AttackResult(NamedTuple):
+    """What `attack` found.
+
+    frame : one row per image; examples : (M, C, H, W) adversarial images; robust, clean : accuracies with intervals,
+    after the attack and of the clean images; notes : odd things that happened, e.g. zero gradients.
+    """
+
+    frame: pd.DataFrame
+    examples: Tensor
+    robust: Robustness
+    clean: Robustness
+    notes: dict[str, int]
+
+
+def attack(
+    defense: Defense,
+    images: Images | tuple[Tensor, Tensor],
+    *,
+    norm: str = "linf",
+    eps: float | str = "8/255",
+    preset: str = "standard",
+    attacks: Sequence[dict] | None = None,
+    sigma: float = 0.0,
+    decision: str = "single",
+    decision_draws: int = 1,
+    evaluations: int = 100,
+    select: int = 50,
+    worst_of: int = 10,
+    seed: int = 0,
+    batch_rows: int = ROWS,
+) -> AttackResult:
+    """Attack images and evaluate what is found on fresh randomness.
+
+    Parameters
+    ----------
+    defense : Defense
+    images : Images, or a pair (x, y)
+        As for `certify`.
+    norm, eps : {"linf", "l2", "l1"}, float or str
+        Allowed perturbations, pixel units; "8/255" is a number too.
+    preset : {"smoke", "fast", "standard", "thorough", "autoattack"}
+    attacks : sequence of dict, optional
+        Instead of the preset, e.g. [{"attack": "pgd", "loss": "margin", "steps": 100, "draws": 16}].
+    sigma : float
+        Noise at which the defense is deployed, pixel units.
+    decision, decision_draws : {"single", "majority", "mean_prob"}, int
+        How the deployed defense turns draws into an answer.
+    evaluations, select : int
+        Of a randomised defense: answers to each image at the end; draws that choose among candidates before.
+    worst_of : int
+        M of worst-of-M.
+    seed, batch_rows : int
+        Key of the random streams; rows of one call, which do not change the outcome.
+
+    Examples
+    --------
+    >>> import drbench
+    >>> images = drbench.load_data("digits", subset="first20")
+    >>> defense = drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    >>> found = drbench.attack(defense, images, norm="linf", eps=1 / 16)
+    >>> found.robust.average.value, found.clean.average.value
+    """
+    images = _images(images, defense)
+    gaussian.check_images(defense, images.x)
+    deterministic = sigma == 0 and not defense.randomized
+    members = presets.preset(preset, norm, deterministic) if attacks is None else [presets.member(**a) for a in attacks]
+    suite = Suite(
+        defense.eval(), Threat(norm, norms.number(eps)), [check(each) for each in members], sigma,
+        Decision(decision, decision_draws), evaluations, select, seed, batch_rows,
+    )  # fmt: skip
+    found: list[Found] = []
+    with Progress(f"{type(defense).__name__} {norm} {eps}", len(images), "images") as bar:
+        for part, outcomes in in_parts(suite, images.x, images.y, images.ids, range(len(images))):
+            found += outcomes
+            for _ in part:
+                bar.advance(str)
+    labels, seen = images.y.tolist(), [each.evidence for each in found]
+    rows = [
+        (name, label, 1 - e.clean.wrong(label) / e.clean.count, 1 - e.adversarial.wrong(label) / e.adversarial.count,
+         e.kept, e.distance)
+        for name, label, e in zip(images.ids, labels, seen, strict=True)
+    ]  # fmt: skip
+    return AttackResult(
+        pd.DataFrame(rows, columns=["id", "label", "clean", "robust", "attack", "distance"]),
+        torch.stack([each.example for each in found]),
+        robustness([e.adversarial for e in seen], labels, worst_of),
+        robustness([e.clean for e in seen], labels, worst_of),
+        dict(suite.notes),
+    )
+
+
+def _images(images: Images | tuple[Tensor, Tensor], defense: Defense) -> Images:
+    if isinstance(images, Images):
+        return images
+    x, y = (torch.as_tensor(part).detach().cpu() for part in images)
+    return Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
 
 
 def _cascade(defense: Defense, scales: list[float], protocol: str) -> dict:

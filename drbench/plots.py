@@ -45,16 +45,21 @@ def radius_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
         Panels are per data set, subset and sigma (or scales of a cascade); a defense and variant has one colour and
         dash in all of them.
     """
-    stem, curves = Path(stem), _curves(runs)
-    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    curves = _curves(runs)
     with matplotlib.rc_context(STYLE):
-        figure = _draw(curves)
-        try:
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(png, metadata={"Software": None})
-            figure.savefig(svg, metadata={"Date": None})
-        except OSError as error:
-            raise DrbenchError(f"cannot write plot {stem}: {error.strerror}; choose another --out") from error
+        return save(_draw(curves), stem)
+
+
+def save(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write `<stem>.png` and `<stem>.svg`; the same figure gives the same bytes. Within the style it was drawn in."""
+    stem = Path(stem)
+    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None})
+    except OSError as error:
+        raise DrbenchError(f"cannot write plot {stem}: {error.strerror}; choose another --out") from error
     return [png, svg]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drbench.errors import DrbenchError
-from drbench.evidence import Certificate, Evidence
+from drbench.evidence import Attacked, Certificate, Evidence
 
 SCHEMA = 1
 
@@ -32,7 +32,7 @@ class Row:
     ----------
     id, label
         Image id in the full data set, and its class.
-    evidence : Evidence or None
+    evidence : Evidence, Attacked or None
         None if `error` says why there is none; such an image counts as not certified.
     certificate : Certificate or None
         A cache of `stats.decide`.
@@ -44,7 +44,7 @@ class Row:
 
     id: int | str
     label: int
-    evidence: Evidence | None
+    evidence: Evidence | Attacked | None
     certificate: Certificate | None
     seconds: float
     evaluations: dict[str, int] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Row:
         return cls(
             raw["id"],
             raw["label"],
-            raw["evidence"] and Evidence.from_json(raw["evidence"]),
+            raw["evidence"] and (Attacked if "tried" in raw["evidence"] else Evidence).from_json(raw["evidence"]),
             certificate and Certificate(certificate["prediction"], certificate["radius"], certificate["detail"]),
             raw["seconds"],
             raw["evaluations"],
@@ -147,6 +147,11 @@ class Run:
     header: dict
     rows: dict[int | str, Row]
     problems: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """ "certify" or "attack"."""
+        return self.header.get("task", "certify")
 
     @property
     def wanted(self) -> list[int | str]:

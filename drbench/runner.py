@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, config, cost, header, record, registry, stats, weights
+from drbench import attack_job, build, config, cost, header, record, registry, stats, weights
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import find_batch_rows
@@ -35,12 +35,14 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
         Only the first images of each subset: the results are marked partial until a run without limit ends.
     """
     for cell in cells:  # mistakes in the last cell are found before the first one runs
-        if cell.task != "certify":
-            raise DrbenchError(
-                f"expected files of task certify, got one of task {cell.task!r}: use `drbench {cell.task}`"
-            )
-        if cell.certify.kind != "lipschitz":  # which needs no votes
-            stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
+        if cell.task == "attack":
+            attack_job.check(cell)
+        elif cell.task == "certify":
+            if cell.certify.kind != "lipschitz":  # which needs no votes
+                stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
+        else:
+            raise DrbenchError(f"expected files of task certify or attack, got one of task {cell.task!r}: "
+                               f"use `drbench {cell.task}`")  # fmt: skip
         registry.check_args(cell.defense.name, registry.find(cell.defense.name), cell.defense.args)
         for name in cell.defense.checkpoint:
             weights.resolve(name)
@@ -50,19 +52,24 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
 
 def resume(folder: Path) -> Path:
     """Finish a run in its own folder, under the config that it recorded. An imported log is finished."""
-    if record.read(folder).header["engine"]["certifier"] == "imported":
+    if record.read(folder).header["engine"].get("certifier") == "imported":
         return folder
     (cell,) = config.load(folder / "config.yaml")
     return _run_cell(cell, {}, folder=folder)
 
 
 def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
-    """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>."""
+    """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>.
+
+    Of attacks <out>/attacks/<defense>[-<variant>]/<norm><eps>-sigma<sigma>-<8 digits of the identity>.
+    """
     name = "-".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    kind = "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
+    parent, kind = "runs", "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
+    if cell.task == "attack":
+        parent, kind = "attacks", f"{cell.attack.norm}-{cell.attack.eps}-".replace("/", "_")
     scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
-    return (out or Path("results") / cell.data.name) / "runs" / safe / f"{kind}sigma{scales}-{identity[:8]}"
+    return (out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
 
 
 def _run_cell(
@@ -71,7 +78,8 @@ def _run_cell(
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
     identity = config.identity(cell, [found.sha256 for found in checkpoints])
     images = build.images(cell)
-    stats.check_reach(header.engine(cell, images))
+    if cell.task == "certify":
+        stats.check_reach(header.engine(cell, images))
     folder = folder or folder_of(cell, out, identity)
     begun = record.read(folder) if os.path.exists(folder / "run.json") else None
     if begun and (begun.header["identity"], begun.header["data"]["sha256"]) != (identity, images.sha256):
@@ -84,13 +92,16 @@ def _run_cell(
         header.begin_session(about, cell, defense.device, batch_rows)
         _open(folder, cell, about)
         try:
-            _observe(cell, folder, images, todo, defense, batch_rows, done, about)
+            observe = attack_job.observe if cell.task == "attack" else _observe
+            observe(cell, folder, images, todo, defense, batch_rows, done, about)
         finally:
             header.end_session(about, folder)
             record.write_header(folder, about)
+        attack_job.finish(folder)
     elif begun and begun.header["status"] == "started":  # killed between its last row and its last header
         header.end_session(begun.header, folder)
         record.write_header(folder, begun.header)
+        attack_job.finish(folder)
     elif begun and header.sources(cell.defense.name)["defense"] != begun.header["code"]["sources"]["defense"]:
         print(
             f"{folder}: recorded under another version of {cell.defense.name}; delete it to run it anew",
@@ -110,10 +121,17 @@ def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: 
         if cell.run.channels_last:
             defense = defense.to(memory_format=torch.channels_last)
         _require(defense, cell)
-        rows, most = cell.run.batch_rows, count * (cell.certify.n0 + cell.certify.n)
-        built[key] = defense, find_batch_rows(defense, cell.certify.sigma, most) if rows == "auto" else rows
+        built[key] = defense, _batch_rows(cell, defense, count)
     _require(built[key][0], cell)
     return built[key]
+
+
+def _batch_rows(cell: DictConfig, defense: Defense, count: int) -> int:
+    if cell.run.batch_rows != "auto":
+        return cell.run.batch_rows
+    if cell.task == "attack":
+        return attack_job.ROWS
+    return find_batch_rows(defense, cell.certify.sigma, count * (cell.certify.n0 + cell.certify.n))
 
 
 def _require(defense: Defense, cell: DictConfig) -> None:

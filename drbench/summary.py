@@ -105,9 +105,9 @@ def protocol(engine: Mapping) -> str:
 
 
 def place(run: Run) -> str:
-    """Folder below `runs/`, else its own name: never an absolute path, which would name a machine or a user."""
+    """Folder below `runs/` or `attacks/`, else its own name: an absolute path names a machine or a user."""
     parts = run.folder.resolve().parts
-    return "/".join(parts[-2:]) if parts[-3:-2] == ("runs",) else parts[-1]
+    return "/".join(parts[-2:]) if parts[-3:-2] in (("runs",), ("attacks",)) else parts[-1]
 
 
 def _frame_of(run: Run, radii: np.ndarray) -> DataFrame:

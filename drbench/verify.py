@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from drbench import verify_attack
 from drbench.errors import DrbenchError
 from drbench.record import Run, evidence_sha256
 from drbench.stats import VERSIONS, decide_as, levels
@@ -12,6 +13,8 @@ from drbench.stopping import checkpoints
 
 def problems(run: Run) -> list[str]:
     """Everything that is wrong with a run: damaged or missing rows, certificates that evidence does not give."""
+    if run.task == "attack":
+        return verify_attack.problems(run)
     engine, found = run.header["engine"], [p for p in run.problems if "torn last line" not in p]
     if engine["version"] != VERSIONS.get(engine["certifier"]):
         found.append(

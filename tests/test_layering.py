@@ -23,14 +23,18 @@ MAY_IMPORT = {
     "progress": (set(), {"tqdm"}),
     "evidence": (LEAVES, set()),
     "draws": (set(), {"torch", "numpy"}),
+    "norms": (LEAVES, {"numpy"}),
     "api": (LEAVES | {"draws", "evidence"}, {"torch"}),
     "sequential": (LEAVES, {"scipy"}),
     "stats": (LEAVES | {"evidence", "sequential"}, {"numpy", "scipy"}),
     "stopping": ({"sequential", "stats"}, {"numpy", "scipy"}),
     "record": (LEAVES | {"evidence"}, set()),
-    "verify": (LEAVES | {"record", "stats", "stopping"}, set()),
+    "robustness": (LEAVES | {"evidence", "stats"}, {"numpy"}),
+    "examples": (LEAVES | {"norms", "record"}, {"numpy"}),
+    "verify": (LEAVES | {"record", "stats", "stopping", "verify_attack"}, set()),
+    "verify_attack": (LEAVES | {"examples", "norms", "record", "robustness"}, {"numpy"}),
     "registry": (LEAVES, set()),
-    "config": (LEAVES | {"recipe"}, {"omegaconf", "yaml"}),
+    "config": (LEAVES | {"attacks", "norms", "recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
     "summary": (LEAVES | {"record", "stats", "evidence"}, {"numpy", "pandas"}),
     "compare": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
@@ -38,13 +42,16 @@ MAY_IMPORT = {
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
-    "catalogue": ({"config", "record", "registry", "weights"}, {"omegaconf"}),
+    "robust_tables": (LEAVES | {"record", "robustness", "summary", "tables"}, {"pandas"}),
+    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "pandas"}),
+    "catalogue": ({"attacks", "config", "record", "registry", "robustness", "weights"}, {"omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
     "classifiers": ({"recipe", "training"}, {"torch"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),
+    "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
@@ -52,21 +59,30 @@ MAY_IMPORT = {
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
-        {"api", "build", "certifiers", "data", "progress", "stats", "stopping", "weights"},
+        {"api", "attacks", "build", "certifiers", "data", "norms", "progress", "robustness", "stats", "stopping"}
+        | {"weights"},
         {"pandas", "torch", "omegaconf"},
     ),
     "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
-    "header": ({"api", "certifiers", "config", "cost", "data", "record", "registry", "stats", "stopping", "weights"},
+    "attack_job": (
+        LEAVES
+        | {"api", "attacks", "cost", "data", "examples", "norms", "progress", "record", "robustness"},
+        {"torch", "numpy", "omegaconf"},
+    ),
+    "header": ({"api", "attack_job", "certifiers", "config", "cost", "data", "record", "registry", "stats", "stopping",
+                "weights"},
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "build", "certifiers", "config", "cost", "data", "header", "progress", "record", "registry"}
+        | {"api", "attack_job", "build", "certifiers", "config", "cost", "data", "header", "progress", "record"}
+        | {"registry"}
         | {"stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
         | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
+        | {"robust_plots", "robust_tables"}
         | {"summary", "tables", "testing", "verify"},
         set(),
     ),

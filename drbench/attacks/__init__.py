@@ -1,0 +1,12 @@
+"""Adaptive attacks: update rules over one gradient oracle, judged and evaluated on randomness they never saw.
+
+threat     which perturbations are allowed: projection, steps, random starts, repair
+losses     what an attack maximises, from the logits of several draws
+views      what the attacker differentiates
+oracle     mean loss, gradient and failures over draws, in one batched call
+problem    images under attack: the oracle with its keys, its cost, and parts of the batch
+evaluate   the deployed decision rule on fresh randomness
+apgd, pgd, fab, square
+           update rules
+suite      which attacks, in which order, and which of their examples is kept
+"""

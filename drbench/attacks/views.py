@@ -1,0 +1,153 @@
+"""What the attacker differentiates: a view turns images and random streams into logits, one row a draw.
+
+A view need not be the defense under attack: gradients of another function are allowed, what they lead to is judged
+by the defense itself. A method with a cheaper exact gradient than autograd gives a view with its own `answer`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drbench.api import Defense, Draws, DrbenchError
+from drbench.attacks.losses import Loss
+from drbench.draws import INPUT_NOISE, Span, block_key, normals
+from drbench.errors import did_you_mean
+
+# Smaller batches take other paths through the kernels, with other rounding. Padding keeps the numbers of a row the
+# same in every batch, which a long attack would otherwise amplify.
+SMALLEST = 32
+
+
+class Answer(NamedTuple):
+    """Of B images: mean loss (B,), its gradient (B, C, H, W) or None, and in how many draws the label lost (B,).
+
+    Logits that are not finite lose.
+    """
+
+    loss: Tensor
+    gradient: Tensor | None
+    failures: Tensor
+
+
+class View(ABC):
+    """A differentiable function from images in [0, 1] to logits.
+
+    Attributes
+    ----------
+    classes : int
+    device : torch.device
+    randomized : bool
+        Whether the streams matter.
+    faithful : bool
+        Whether its values are those of the defense, so that a failure here is one there.
+    """
+
+    classes: int
+    device: torch.device
+    randomized: bool
+    faithful: bool = False
+
+    @abstractmethod
+    def logits(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        """(R, C, H, W) -> (R, K); all randomness comes from the R rows of `spans`, row by row."""
+
+    def answer(
+        self,
+        x: Tensor,
+        y: Tensor,
+        spans: Sequence[Span],
+        draws: int,
+        loss: Loss,
+        target: Tensor | None = None,
+        gradient: bool = True,
+    ) -> Answer:
+        """Loss over `draws` draws of each of B images, and its gradient, in one call. `spans`: one for each image."""
+        with torch.set_grad_enabled(gradient):
+            x = x.detach().requires_grad_(gradient)
+            logits = self.rows(x.repeat_interleave(draws, 0) if draws > 1 else x, spans)
+            logits = logits.view(len(x), draws, -1)
+            losses = loss(logits, y, target)
+            slope = torch.autograd.grad(losses.sum(), x)[0] if gradient else None
+        wrong = (logits.argmax(-1) != y[:, None]) | ~logits.isfinite().all(-1)
+        return Answer(losses.detach(), slope, wrong.sum(1))
+
+    def rows(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        """`logits`, padded to a batch of at least `SMALLEST` rows."""
+        short = SMALLEST - len(x)
+        if short <= 0:
+            return self.logits(x, spans)
+        padding = Span(block_key(0, "padding", 0.0, "padding", 0), 0, short)
+        return self.logits(torch.cat([x, x[-1:].detach().expand(short, *x.shape[1:])]), [*spans, padding])[: len(x)]
+
+
+class Direct(View):
+    """The defense at one noise level, one draw of noise and of its own randomness a row.
+
+    Parameters
+    ----------
+    sigma : float
+        Noise added to the image, pixel units; 0 is the clean image.
+    surrogate : bool
+        Differentiate `attack_logits`, which may have another gradient than `logits`, but has the same values.
+    own : bool
+        False for a view of another defense than the one under attack: transfer.
+    """
+
+    def __init__(self, defense: Defense, sigma: float = 0.0, surrogate: bool = True, own: bool = True):
+        defense.require(sigma)
+        self.defense, self.sigma, self.faithful = defense, sigma, own
+        self.classes, self.device = defense.num_classes, defense.device
+        self.randomized = sigma > 0 or defense.randomized
+        self.forward = defense.attack_logits if surrogate else defense.logits
+
+    def logits(self, x, spans):
+        return self.forward(noisy(x, self.sigma, spans), self.sigma, Draws(spans, self.device))
+
+
+class Identity(Direct):
+    """BPDA: the gradient of the classifier at the purified image, as if purification were the identity.
+
+    Athalye et al. 2018, arXiv 1802.00420. For defenses with `purify(z, sigma, draws)` whose answer at sigma = 0 is the
+    classifier behind it.
+    """
+
+    def __init__(self, defense: Defense, sigma: float):
+        super().__init__(defense, sigma)
+        if not hasattr(defense, "purify"):
+            raise DrbenchError(f"{type(defense).__name__} has no `purify(z, sigma, draws)`, which view identity needs")
+        defense.require(0.0)
+
+    def logits(self, x, spans):
+        draws = Draws(spans, self.device)
+        with torch.no_grad():
+            purified = self.defense.purify(noisy(x, self.sigma, spans), self.sigma, draws)
+        return self.defense.logits(x + (purified - x).detach(), 0.0, draws)
+
+
+def noisy(x: Tensor, sigma: float, spans: Sequence[Span]) -> Tensor:
+    """Images plus sigma times the standard normals of stream 0 of their blocks."""
+    if sigma == 0:
+        return x
+    noise = torch.from_numpy(normals(spans, INPUT_NOISE, x[0].numel())).view(x.shape)
+    return x + sigma * noise.to(x.device)
+
+
+# name in configs -> view of a defense at a noise level
+VIEWS = {
+    "exact": Direct,
+    "logits": lambda defense, sigma: Direct(defense, sigma, surrogate=False),
+    "clean": lambda defense, sigma: Direct(defense, 0.0, own=sigma == 0),
+    "identity": Identity,
+}
+
+
+def build(name: str, defense: Defense, sigma: float) -> View:
+    """The view of that name."""
+    if name not in VIEWS:
+        raise DrbenchError(f"unknown view {name!r}{did_you_mean(name, VIEWS)}")
+    return VIEWS[name](defense, sigma)
