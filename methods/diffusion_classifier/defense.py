@@ -4,6 +4,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from drbench.api import Defense, Draws, DrbenchError
+from drbench.classifiers import SmallCNN
 from drbench.diffusion.exact import ExactDenoiser
 from drbench.diffusion.networks.unet import small_unet
 from drbench.diffusion.precond import EDMDenoiser
@@ -15,7 +16,7 @@ from methods.diffusion_classifier.likelihood import FORMS, Ascent, maximize
 from methods.diffusion_classifier.multihead import MultiHead, distill
 from methods.diffusion_classifier.pruning import Sift, refine, sift
 
-NETWORKS = ("unet", "multihead", "exact")
+NETWORKS = ("unet", "multihead", "exact", "classifier")
 NOISED = {
     "apndc": terms_of.plain,  # around the denoised image
     "apndc_noisy": terms_of.from_noisy,
@@ -29,12 +30,13 @@ class DiffusionClassifier(Defense):
 
     Parameters
     ----------
-    network : {"unet", "multihead", "exact"}
+    network : {"unet", "multihead", "exact", "classifier"}
         D: a class-conditional denoiser, one call for each class; a distilled network that answers for all classes in
         one call (likelihood maximisation and denoising still ask the denoiser); or the optimal one on `support`
-        training images, without any network.
-    channels, head_channels : tuple of int
-        Widths of the UNet, and of the multi-head one.
+        training images, without any network. "classifier": no sum at all, but a CNN for clean images, behind
+        likelihood maximisation alone (the papers' row LM).
+    channels, head_channels, width : tuple of int, tuple of int, int
+        Widths of the UNet, of the multi-head one, and of the CNN.
     levels, nodes, weight, density : pair of float, int, str, pair of float
         The sum: see `terms`. Network units. The official code's 126 points are 125 nodes, its EDM weight "released".
     shared_noise : bool
@@ -70,6 +72,7 @@ class DiffusionClassifier(Defense):
         network="unet",
         channels=(16, 32),
         head_channels=(24, 48),
+        width=16,
         support=0,
         levels=(1e-4, 3.0),
         nodes=125,
@@ -104,7 +107,8 @@ class DiffusionClassifier(Defense):
         self.sigmas = (0.0, *sigmas) if noised else (0.0,)
         self.network, self.clip, self.chunk, self.noised = network, clip, chunk, noised
         self.levels, self.nodes, self.weight, self.density = tuple(levels), nodes, weight, tuple(density)
-        self.shared_noise, self.randomized = shared_noise, randomness == "fresh"
+        self.shared_noise = shared_noise
+        self.randomized = randomness == "fresh" and (network != "classifier" or likelihood is not None)
         self.logit_scale = float(torch.Size(self.input_shape).numel()) if logit_scale is None else logit_scale
         self.ascent = None if likelihood is None else Ascent(**likelihood)
         self.sift = None if sift is None else Sift(**sift)
@@ -120,12 +124,17 @@ class DiffusionClassifier(Defense):
             self.denoiser = EDMDenoiser(unet, 0.5, num_classes)
         if network == "multihead":
             self.multihead = MultiHead(self.input_shape, num_classes, tuple(head_channels))
+        if network == "classifier":
+            if noised or sift:
+                raise DrbenchError("network classifier is for clean images, without noised or sift")
+            self.classifier = SmallCNN(self.input_shape, num_classes, width)
         self._terms(self.sigmas[-1], self.nodes)  # a mistake in the levels is found now
 
     @property
     def lipschitz(self):
         """Constant of the expectation over the noise; None where the theorem says nothing. See `terms.lipschitz`."""
-        if not self.clip or not self.randomized or self.ascent or self.sift or self.noised:
+        elsewhere = self.ascent or self.sift or self.noised or self.network == "classifier"
+        if elsewhere or not self.clip or not self.randomized:
             return None
         return self.logit_scale * terms_of.lipschitz(self._terms(0.0, self.nodes), torch.Size(self.input_shape).numel())
 
@@ -149,6 +158,8 @@ class DiffusionClassifier(Defense):
             straight = attacked and self.bpda
             likely = maximize(self.denoiser, x.detach() if straight else x, self.ascent, draws, self.chunk)
             x = x + (likely - x).detach() if straight else likely
+        if self.network == "classifier":
+            return self.classifier((x + 1) / 2)
         return -self.logit_scale * self._losses(*self._places(x, 2 * sigma), sigma, draws, attacked)
 
     def _losses(self, base, anchor, sigma, draws, attacked):
@@ -194,9 +205,11 @@ class DiffusionClassifier(Defense):
         return draws.randn(draws.rows, len(terms.level), copies, *self.input_shape)
 
     def nfe(self, sigma):
-        full, calls = len(self._terms(sigma, self.nodes).level), {"denoiser": 0, "multihead": 0}
+        full, calls = len(self._terms(sigma, self.nodes).level), {"denoiser": 0}
         if self.network == "multihead":
             calls["multihead"] = full
+        elif self.network == "classifier":
+            calls["classifier"] = 1
         elif self.sift:  # at most
             coarse = len(self._terms(sigma, self.sift.nodes).level)
             calls["denoiser"] = coarse * self.num_classes + full * self.sift.keep
@@ -212,7 +225,7 @@ class DiffusionClassifier(Defense):
         return cls(input_shape, num_classes, channels=(8,), nodes=1, levels=(0.5, 3.0), noised="apndc", sigmas=(0.25,))
 
     def trained(self):
-        return ("multihead",) if self.network == "multihead" else ("denoiser",)
+        return ("multihead",) if self.network == "multihead" else ("denoiser",)  # a classifier is a given
 
     def fit(self, x, y, recipe, log):
         if self.network == "exact":
