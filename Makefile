@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DIGITS := $(wildcard benchmarks/digits/*.yaml)
 FULL := $(wildcard benchmarks/digits/full/*.yaml)
+ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
+FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
   claims-multiscale train-rdc claims-rdc test test-slow lint bench figures verify clean
@@ -18,19 +20,27 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-digits: setup  ## the main job: certify every defense on 100 real digits, then table and plot (minutes)
-	runs=$$($(BIN)/drbench run $(DIGITS)) && \
+digits: setup  ## the main job: certify every defense on 100 real digits, attack it on 20, table and plot (minutes)
+	runs=$$($(BIN)/drbench run $(DIGITS) run.executor=processes) && \
 	$(BIN)/drbench table $$runs --out results/digits/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/certified
+	runs=$$($(BIN)/drbench run $(ATTACKS)) && \
+	$(BIN)/drbench table $$runs --out results/digits/robust && \
+	$(BIN)/drbench plot $$runs --out results/digits/robust
 
 digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
-	runs=$$($(BIN)/drbench run $(FULL) --out results/digits/full) && \
+	runs=$$($(BIN)/drbench run $(FULL) run.executor=processes --out results/digits/full) && \
 	$(BIN)/drbench table $$runs --out results/digits/full/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/full/certified
+	runs=$$($(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full) && \
+	$(BIN)/drbench table $$runs --out results/digits/full/robust && \
+	$(BIN)/drbench plot $$runs --out results/digits/full/robust
 
 train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
 	$(BIN)/drbench train benchmarks/digits/train/noise_augmented.yaml
+	$(BIN)/drbench train benchmarks/digits/train/adversarial_training.yaml
+	$(BIN)/drbench train benchmarks/digits/train/adversarial_training-l2.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
 	$(MAKE) train-multiscale train-rcm train-rdc
 
@@ -71,11 +81,15 @@ lint: setup  ## style and layering
 bench: setup  ## speed of the engine against bare forward passes and a plain loop; draws that early stopping saves
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.modes
+	$(BIN)/python -m benchmarks.attacks
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.diffusion_classifier
 
 figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
 	$(BIN)/drbench plot results/digits/full/runs --out results/digits/full/certified
+	$(BIN)/drbench table results/digits/full/attacks --out results/digits/full/robust
+	$(BIN)/drbench plot results/digits/full/attacks --out results/digits/full/robust
 
 verify: setup  ## recompute every certificate in results/ from its evidence
 	$(BIN)/drbench verify results

@@ -43,7 +43,7 @@ def bare(defense: Defense, images: Images, batch: int) -> None:
 
 
 def engine(defense: Defense, images: Images) -> Problem:
-    view = views.build("exact", defense, SIGMA)
+    view = views.Direct(defense, SIGMA)
     problem = Problem.of(view, Threat("linf", 0.125), images.x, images.y, images.ids, "bench")
     pgd.pgd(problem, steps=STEPS, draws=DRAWS)
     return problem

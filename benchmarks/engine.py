@@ -1,11 +1,13 @@
 """`make bench`: the certification engine against bare forward passes and against a plain per-image loop.
 
-All three process the same number of rows of the same defense, in turns, several rounds; each ratio is the median over
-the rounds of a quotient of two neighbouring measurements, so that slow drifts of the machine cancel.
+All process the same number of rows of the same defense, in turns, several rounds; each ratio is the median over the
+rounds of a quotient of two neighbouring measurements, so that slow drifts of the machine cancel.
 
-    bare     `logits` on one ready-made noisy batch, one call after another on all cores: no noise, no counting
-    engine   `gaussian.observe`: noise, votes, evidence, at the batch size that it finds
-    plain    one image at a time: repeat, randn_like, argmax, count on the host (Cohen et al. 2019 as usually written)
+    bare       `logits` on one ready-made noisy batch, one call after another on all cores: no noise, no counting
+    processes  noise, votes, evidence, certificates, at the batch size that is found, in one worker process a core:
+               `run.executor=processes`, as `make digits` has it; the start of the workers apart
+    inline     the same in threads of one process: `run.executor=inline`, and `drbench.certify` in a notebook
+    plain      one image at a time: repeat, randn_like, argmax, count on the host (Cohen et al. 2019 as usually written)
 
 Bare and plain are measured at several batch sizes; their best one counts.
 """
@@ -17,19 +19,21 @@ import time
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
-from drbench import load_data, load_defense
+from drbench import build, config, executors, weights
 from drbench.api import Defense, Draws
-from drbench.certifiers import gaussian
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
+from drbench.executors.units import Units
+from drbench.jobs import Certification, prepare
 
 SIGMA, N0, ROUNDS = 0.5, 100, 5
 BATCHES = (100, 400, 1000, 4000)
 CASES = (
-    # title, defense, checkpoints, images, n, limit of engine / bare
-    ("tiny CNN", "undefended", ["digits/classifier"], 4, 50_000, 1.25),
-    ("UNet + tiny CNN", "denoised", ["digits/classifier", "digits/denoiser"], 4, 10_000, 1.05),
+    # title, benchmark file, images, n, limit of processes / bare
+    ("tiny CNN", "undefended", 8, 25_000, 1.25),
+    ("UNet + tiny CNN", "denoised-one_shot", 8, 5_000, 1.05),
 )
 
 
@@ -41,8 +45,8 @@ def bare(defense: Defense, rows: int, batch: int) -> None:
         defense.logits(z, SIGMA, draws)
 
 
-def engine(defense: Defense, images: Images, n: int, batch: int) -> None:
-    for _ in gaussian.observe(defense, images.x, images.ids, sigma=SIGMA, n0=N0, n=n, batch_rows=batch):
+def engine(executor: executors.Executor, job: Certification) -> None:
+    for _ in executor.run(job, Units(range(job.images), 1)):
         pass
 
 
@@ -66,19 +70,27 @@ def seconds(work, *args) -> float:
     return time.perf_counter() - start
 
 
-def measure(title: str, name: str, checkpoints: list[str], count: int, n: int, limit: float) -> None:
-    images = load_data("digits", subset=f"first{count}")
-    defense = load_defense(name, images, checkpoints)
+def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
+    overrides = [f"certify.sigma={SIGMA}", f"certify.n={n}", f"certify.n0={N0}", f"data.subset=first{count}"]
+    (cell,) = config.load(weights.home() / "benchmarks" / "digits" / f"{name}.yaml", overrides)
+    images = build.images(cell)
+    defense = prepare(cell, images, {})
     batch = find_batch_rows(defense, SIGMA)
     rows = count * (N0 + n)
+    job = Certification(OmegaConf.to_container(cell), batch, count)
+    ours = {kind: executors.make(kind, torch.get_num_threads(), None, {}) for kind in ("processes", "inline")}
+    for executor in ours.values():
+        engine(executor, job)  # workers start, networks warm up
     spent: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        spent.setdefault("engine", []).append(seconds(engine, defense, images, n, batch))
+        for kind, executor in ours.items():
+            spent.setdefault(kind, []).append(seconds(engine, executor, job))
         for size in sorted({*BATCHES, batch}):
             spent.setdefault(f"bare {size}", []).append(
                 seconds(bare, defense, rows, size) * rows / (rows // size * size)
             )
             spent.setdefault(f"plain {size}", []).append(seconds(plain, defense, images, n, size))
+    ours["processes"].close()
     medians = {key: statistics.median(values) for key, values in spent.items()}
     best = {kind: min((key for key in medians if key.startswith(kind)), key=medians.get) for kind in ("bare", "plain")}
 
@@ -88,9 +100,11 @@ def measure(title: str, name: str, checkpoints: list[str], count: int, n: int, l
     print(f"{title}: {rows:,} rows, batch found {batch}, {torch.get_num_threads()} threads")
     for key, value in sorted(medians.items(), key=lambda item: item[1]):
         print(f"  {key:12} {value:7.2f} s  {rows / value:10,.0f} rows/s")
-    print(f"  engine / {best['bare']} (its best)   {ratio('engine', best['bare']):.3f}  (limit {limit})")
-    print(f"  {best['plain']} (its best) / engine  {ratio(best['plain'], 'engine'):.3f}  (limit 1.0: never slower)")
-    print(f"  plain 1000 / engine  {ratio('plain 1000', 'engine'):.3f}")
+    for kind, bar in (("processes", f"  (limit {limit})"), ("inline", "")):
+        print(f"  {kind} / {best['bare']} (its best)   {ratio(kind, best['bare']):.3f}{bar}")
+    bar = "  (limit 1.0: never slower)"
+    print(f"  {best['plain']} (its best) / processes  {ratio(best['plain'], 'processes'):.3f}{bar}")
+    print(f"  plain 1000 / processes  {ratio('plain 1000', 'processes'):.3f}")
 
 
 if __name__ == "__main__":

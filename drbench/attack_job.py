@@ -7,59 +7,79 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from drbench import audit_job, build, examples, norms, record, weights
 from drbench import cost as costs
-from drbench import examples, norms, record
 from drbench.api import Defense, DrbenchError
 from drbench.attacks import presets, suite
+from drbench.attacks.cascade import Cascade
 from drbench.attacks.evaluate import Decision
 from drbench.attacks.oracle import ROWS
 from drbench.attacks.parallel import in_parts
 from drbench.attacks.suite import Suite
-from drbench.attacks.threat import Threat
+from drbench.attacks.threat import threat
 from drbench.data import Images
 from drbench.progress import Progress
 from drbench.record import Row
 from drbench.robustness import VERSION, robustness
 
-__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan"]
+__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "rerun", "source_weights"]
 
 
 def check(cell: DictConfig) -> None:
     """Mistakes in a config that can be found before anything is built."""
     plan(cell, deterministic=False) if cell.attack.attacks else None
-    Decision(cell.attack.decision, cell.attack.decision_draws)
+    if not cell.attack.cascade:
+        Decision(cell.attack.decision, cell.attack.decision_draws)
 
 
 def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
     """The attacks of a config, checked."""
     spec = cell.attack
     members = (
-        presets.preset(spec.preset, spec.norm, deterministic)
+        presets.preset(spec.preset, spec.norm, deterministic, len(spec.cascade or []))
         if spec.attacks is None
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )
+    names = list(spec.sources or {}) if spec.norm != norms.FLOW else []
+    members += presets.transfer(spec.preset, names) if spec.attacks is None else []
     for each in members:
-        suite.check(each)
+        suite.check(each, names)
     labels = Counter(each.label for each in members)
     if twice := [label for label, count in labels.items() if count > 1]:
         raise DrbenchError(f"expected attacks that differ, got {twice[0]!r} twice: it would repeat the same draws")
     return members
 
 
-def job(cell: DictConfig, defense: Defense, rows: int = ROWS) -> Suite:
-    """The attack job of a config."""
-    spec, deterministic = cell.attack, cell.attack.sigma == 0 and not defense.randomized
+def source_weights(cell: DictConfig) -> dict[str, list[weights.Weights]]:
+    """Weights of the other defenses that a config names."""
+    sources = (cell.attack.sources or {}).items()
+    return {name: [weights.resolve(each) for each in spec.get("checkpoint", [])] for name, spec in sources}
+
+
+def job(cell: DictConfig, defense: Defense, rows: int = ROWS, images: Images | None = None) -> Suite:
+    """The attack job of a config; without `images` it lacks the other defenses, and cannot be run."""
+    spec, decision = cell.attack, None
+    if spec.cascade:
+        defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws), Decision()
+    deterministic = spec.sigma == 0 and not defense.randomized
+    sources = {
+        name: build.defense(DictConfig({"args": {}, **cell.attack.sources[name]}), images, found, cell.run.seed)
+        for name, found in (source_weights(cell) if images else {}).items()
+    }
+    sources = {name: source.to(defense.device) for name, source in sources.items()}
     return Suite(
-        defense, Threat(spec.norm, norms.number(spec.eps)), plan(cell, deterministic), spec.sigma,
-        Decision(spec.decision, spec.decision_draws), spec.evaluations, spec.select, cell.run.seed, rows,
+        defense, threat(spec.norm, norms.number(spec.eps)), plan(cell, deterministic), spec.sigma,
+        decision or Decision(spec.decision, spec.decision_draws), spec.evaluations, spec.select, cell.run.seed, rows,
+        sources,
     )  # fmt: skip
 
 
 def engine(cell: DictConfig, defense: Defense) -> dict:
     """The protocol of an attack run, as its header has it."""
-    spec, made = cell.attack, job(cell, defense)
+    spec, made, others = cell.attack, job(cell, defense), source_weights(cell)
     return {
         "version": VERSION,
         "norm": spec.norm,
@@ -69,13 +89,34 @@ def engine(cell: DictConfig, defense: Defense) -> dict:
         "attacks": {each.label: {"attack": each.attack, "view": each.view, **each.settings} for each in made.members},
         "sigma": spec.sigma,
         "deterministic": made.deterministic,
-        "decision": "single" if made.deterministic else spec.decision,
+        "decision": "single" if made.deterministic else _rule(spec),
         "decision_draws": 1 if made.deterministic else spec.decision_draws,
         "evaluations": 1 if made.deterministic else spec.evaluations,
         "select": 1 if made.deterministic else spec.select,
         "worst_of": spec.worst_of,
         "seed": cell.run.seed,
-    }
+    } | ({"sources": {name: [each.sha256 for each in found] for name, found in others.items()}} if others else {})
+
+
+def _rule(spec: DictConfig) -> str:
+    """The decision rule in words; a cascade's names its levels."""
+    levels = sorted(spec.cascade or [], reverse=True)
+    return f"cascade {' > '.join(f'{level:g}' for level in levels)}" if levels else spec.decision
+
+
+def rerun(run: record.Run, cell: DictConfig, defense: Defense) -> list[str]:
+    """Ask the defense again, about the stored examples and clean images, on the draws of the final evaluation."""
+    stored, rows, made = examples.read(run.folder), [row for row in run.ordered() if row.evidence], job(cell, defense)
+    ids, found = [row.id for row in rows], []
+    x, kept = (torch.from_numpy(np.stack([stored[i][place] for i in ids])) for place in (1, 2))
+    for name, images in (("clean", x), ("adversarial", made.threat.image(kept, x))):
+        again = made.answers(images, ids)
+        found += [
+            f"image {row.id}: other answers to the {name} image than recorded: {new.votes}, not {old.votes}"
+            for row, new in zip(rows, again, strict=True)
+            if new != (old := getattr(row.evidence, name))
+        ]
+    return found
 
 
 def cost(header: dict, rows: list[Row]) -> dict:
@@ -100,7 +141,7 @@ def observe(
     about: dict,
 ) -> None:  # fmt: skip
     """Attack the images, a part at a time: examples first, then the rows that name them."""
-    made, writer, rows = job(cell, defense, batch_rows), record.Writer(folder), list(done.values())
+    made, writer, rows = job(cell, defense, batch_rows, images), record.Writer(folder), list(done.values())
     title = f"{cell.defense.name} {cell.attack.norm} {cell.attack.eps}"
     with costs.Evaluations(defense) as evaluations, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
         last, counted = time.perf_counter(), dict(evaluations.counts)
@@ -121,6 +162,7 @@ def observe(
         finally:
             writer.close()
             about["notes"] = dict(Counter(about.get("notes", {})) + made.notes)
+    audit_job.add(cell, folder, images, made, about)
 
 
 def note(rows: list[Row]) -> str:

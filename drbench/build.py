@@ -20,10 +20,11 @@ def images(config: DictConfig, split: str | None = None) -> Images:
     return data.load(spec.name, split or spec.split, "all" if split else spec.subset, spec.root)
 
 
-def device(name: str) -> torch.device:
-    """ "auto" is the first CUDA device, or the CPU if there is none."""
+def device(name: str, worker: int = 0) -> torch.device:
+    """ "auto" is a CUDA device, in turn for each worker, or the CPU if there is none."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        devices = torch.cuda.device_count()
+        return torch.device("cuda", worker % devices) if devices else torch.device("cpu")
     try:
         chosen = torch.device(name)
         if chosen.type not in ("cpu", "cuda"):

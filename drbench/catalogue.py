@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, record, registry, robustness, weights
+from drbench import config, leases, record, registry, robustness, weights
 from drbench.attacks import presets
 
 
@@ -37,13 +38,17 @@ def configs() -> str:
 
 
 def runs(paths: Sequence[str | Path]) -> str:
-    """Run folders with their progress, cost and marks, from the records alone."""
+    """Run folders with their progress, cost and marks, from the records alone.
+
+    Of those that processes are working on, anywhere: how many processes, their images per second, and the time left.
+    """
     rows = [("RUN", "IMAGES", "ACCURACY", "SECONDS", "STATE")]
     for folder in record.find(paths):
         run = record.read(folder)
         count, done = len(run.wanted), list(run.rows.values())
         errors = sum(row.error is not None for row in done)
-        state = "complete" if run.complete else "partial"
+        alive = leases.living(folder)
+        state = "complete" if run.complete else _running(folder, alive, count - len(done)) if alive else "partial"
         marks = [mark for mark in run.marks if mark != "partial"] + ([f"{errors} errors"] if errors else [])
         seconds = f"{sum(row.seconds for row in done):.1f}"
         rows.append((str(folder), f"{len(done)}/{count}", _accuracy(run, done), seconds, ", ".join([state, *marks])))
@@ -52,12 +57,18 @@ def runs(paths: Sequence[str | Path]) -> str:
 
 def _accuracy(run: record.Run, done: list[record.Row]) -> str:
     """Share certified at radius 0, or right on average under attack."""
-    if not done:
-        return "-"
     if run.task == "attack":
-        answers = [row.evidence.adversarial for row in done]
-        return f"{robustness.robustness(answers, [row.label for row in done], 1).average.value:.3f} robust"
-    return f"{sum(row.correct for row in done) / len(done):.3f} certified"
+        seen = [(row.evidence.adversarial, row.label) for row in done if row.evidence]
+        return f"{robustness.robustness(*zip(*seen, strict=True), 1).average.value:.3f} robust" if seen else "-"
+    return f"{sum(row.correct for row in done) / len(done):.3f} certified" if done else "-"
+
+
+def _running(folder: Path, alive: Iterable[Path], left: int) -> str:
+    """Such as "running: 2 processes, 3.1 images/s, 0:01:20 left"; the rate is of the processes that are at work."""
+    rate = sum(record.rate(folder, writer=path.stem.split("-")[-1]) for path in alive)
+    eta = f"{timedelta(seconds=round(left / rate))} left" if rate else "time left unknown"
+    processes = sum(1 for _ in alive)
+    return f"running: {processes} process{'es' * (processes > 1)}, {rate:.3g} images/s, {eta}"
 
 
 def plan(cell: DictConfig) -> str:
@@ -70,9 +81,11 @@ def plan(cell: DictConfig) -> str:
         most = "" if cell.certify.mode == "fixed" else "at most "
         lines.append(f"# {most}{draws:,} noisy draws per image{tried} ({where})")
     if cell.task == "attack" and cell.attack.attacks is None:
-        for deterministic in (True, False)[cell.attack.sigma > 0 :]:
+        for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:
             if deterministic or cell.attack.preset != "autoattack":
-                members = presets.preset(cell.attack.preset, cell.attack.norm, deterministic)
+                members = presets.preset(
+                    cell.attack.preset, cell.attack.norm, deterministic, len(cell.attack.cascade or [])
+                )
                 kind = "deterministic" if deterministic else "randomised"
                 lines.append(f"# attacks if the defense is {kind}: {'; '.join(each.label for each in members)}")
     return "\n".join([*lines, "---"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 EXAMPLES = {
@@ -18,11 +19,12 @@ EXAMPLES = {
     "  drbench run benchmarks/digits/*.yaml certify.sigma=0.25 certify.n=1000 --limit 20",
     "resume": "drbench resume results/digits/runs/undefended/*\n  drbench resume results/digits",
     "status": "drbench status results/digits\n  drbench status results/digits/runs/constant",
-    "verify": "drbench verify results\n  drbench verify results/digits/runs/undefended/*",
+    "verify": "drbench verify results\n  drbench verify results/digits/full/attacks --rerun",
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
+    "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
@@ -59,13 +61,24 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("items", nargs="+", metavar="CONFIG|KEY=VALUE", help="benchmark files and overrides")
         if name == "run":
             made.add_argument("--out", type=Path, help="parent of runs/ (default: results/<data set>)")
+            made.add_argument(
+                "--strict", action="store_true", help="exit with 1 if the audit of an attack raises a flag"
+            )
             made.add_argument("--limit", type=_positive, help="only the first N images; marks the result partial")
+            _add_options(made)
     for name, text in (
         ("resume", "finish the runs in these folders"),
         ("status", "progress of runs, from their records alone"),
         ("verify", "recompute every certificate, re-check every adversarial example and every record"),
     ):
-        verb(name, text).add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        made = verb(name, text)
+        made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+        if name == "verify":
+            made.add_argument("--rerun", action="store_true", help="also ask defenses under attack again (loads torch)")
+        if name == "resume":
+            _add_options(made)
+        if name == "status":
+            made.add_argument("--watch", type=float, metavar="SECONDS", help="look again and again")
     for name, text in (
         ("table", "certified accuracy at radii, or robust accuracy under attack, as Markdown, CSV and LaTeX"),
         ("plot", "accuracy against radius, or against eps of attacks, as PNG and SVG"),
@@ -92,11 +105,25 @@ def parser() -> argparse.ArgumentParser:
         ("target", float, "radius of logs that only say whether it was reached"),
     ):
         made.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=text)
+    made = verb("compact", "runs as Parquet files beside their records")
+    made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
     made = verb("export", "a run as a log of Cohen et al. 2019, tab separated")
     made.add_argument("run", type=Path, metavar="RUN")
     made.add_argument("--compat", action="store_true", help="radii with 3 significant digits, rounded to nearest")
     verb("check", "conformance suite of one defense").add_argument("name")
     return top
+
+
+def _add_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th image from the I-th on")
+    made.add_argument("--max-errors", type=int, default=10, help="images that may fail before the run stops")
+    made.add_argument("--retry-errors", action="store_true", help="do images again that were recorded as errors")
+
+
+def _options(args):
+    from drbench.runner import Options
+
+    return Options(getattr(args, "limit", None), args.shard, args.max_errors, args.retry_errors)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,6 +161,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
     return number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {text!r}")
+    return int(first), int(count)
 
 
 def _stem(text: str) -> Path:
@@ -186,23 +220,30 @@ def _train(args) -> None:
         print(f"{written.path} sha256 {written.sha256}")
 
 
-def _run(args) -> None:
-    from drbench import runner
+def _run(args) -> int:
+    from drbench import audit_job, runner
 
-    runner.run(_cells(args.items), args.out, args.limit)
+    folders = runner.run(_cells(args.items), args.out, options=_options(args))
+    flags = audit_job.flags(folders)
+    for flag in flags:
+        print(flag, file=sys.stderr)
+    return 1 if flags and args.strict else 0
 
 
 def _resume(args) -> None:
     from drbench import record, runner
 
     for folder in record.find(args.paths):
-        runner.resume(folder)
+        runner.resume(folder, _options(args))
 
 
 def _status(args) -> None:
     from drbench import catalogue
 
     print(catalogue.runs(args.paths))
+    while args.watch:
+        time.sleep(args.watch)
+        print(f"\n{time.strftime('%H:%M:%S')}\n{catalogue.runs(args.paths)}", flush=True)
 
 
 def _verify(args) -> int:
@@ -213,7 +254,10 @@ def _verify(args) -> int:
     for folder in record.find(args.paths):
         try:
             run = record.read(folder)
-            found, progress = verify.problems(run), f"{len(run.rows)} of {len(run.wanted)} images"
+            found, progress = (
+                verify.problems(run) + _asked_again(args, folder),
+                f"{len(run.rows)} of {len(run.wanted)} images",
+            )
             verdict = "FAILED" if found else "ok" if run.complete else "partial"
         except DrbenchError as error:
             found, progress, verdict = [str(error)], "not readable", "FAILED"
@@ -224,6 +268,14 @@ def _verify(args) -> int:
         for oddity in [] if verdict == "FAILED" else run.header.get("log", {}).get("oddities", []):
             print(f"        note: {oddity}")
     return 1 if failed else 0
+
+
+def _asked_again(args, folder: Path) -> list[str]:
+    if not args.rerun:
+        return []
+    from drbench import runner
+
+    return runner.rerun(folder)
 
 
 def _table(args) -> None:
@@ -286,6 +338,13 @@ def _import(args) -> None:
         print(folder)
         for text in odd:
             print(f"  note: {text}", file=sys.stderr)
+
+
+def _compact(args) -> None:
+    from drbench import compact, record
+
+    for folder in record.find(args.paths):
+        print(compact.write(record.read(folder)))
 
 
 def _export(args) -> None:

@@ -58,8 +58,8 @@ class Certify:
 
 @dataclass
 class Attack:
-    norm: str = "linf"  # linf | l2 | l1
-    eps: Any = "8/255"  # pixel units, a number or a fraction
+    norm: str = "linf"  # linf | l2 | l1 | stadv
+    eps: Any = "8/255"  # pixel units, a number or a fraction; of stadv the displacement in pixels
     preset: str = "standard"  # smoke | fast | standard | thorough | autoattack
     attacks: list[Any] | None = None  # instead of the preset: [{attack: pgd, loss: margin, steps: 100, draws: 16}, ...]
     sigma: float = 0.0  # noise at which the defense is deployed, pixel units; 0: clean images
@@ -67,6 +67,11 @@ class Attack:
     decision_draws: int = 1  # of one answer
     evaluations: int = 100  # answers to each image in the final evaluation, of a randomised defense
     select: int = 50  # draws that choose among candidates, of a randomised defense
+    cascade: list[float] | None = None  # noise levels of a cascade, deployed with `decision_draws` votes at each
+    sources: dict[str, Any] | None = (
+        None  # other defenses to transfer from: {cnn: {name: undefended, checkpoint: [..]}}
+    )
+    audit: int | None = None  # images on which the attack itself is checked; null: by preset
     worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
 
 
@@ -84,6 +89,12 @@ class Run:
     batch_rows: Any = "auto"  # rows per network call; auto: found by a short measured search
     threads: int | None = None  # CPU threads; null: torch's default
     channels_last: bool = False
+    executor: str = "inline"  # inline | processes | ray | slurm: who does the work, see `drbench.executors`
+    workers: Any = "auto"  # of the other executors; auto: one for each accelerator, else one for each core
+    timeout: float | None = None  # seconds without an answer after which a worker is replaced; null: never
+    slurm: dict[str, Any] = field(default_factory=dict)  # parameters of the jobs, as submitit names them
+    fsync: bool = True  # every row is on disk before the next
+    listeners: list[str] = field(default_factory=list)  # tensorboard | wandb | mlflow | of other packages
 
 
 @dataclass
@@ -102,6 +113,7 @@ class Config:
 
 
 PROTOCOLS = ("sound", "paper_code")
+EXECUTORS = ("inline", "processes", "ray", "slurm")
 MODES = ("fixed", "curtailed", "sequential", "hybrid")
 # What does not change the numbers that are being estimated, and so is not part of a run's identity.
 NOT_IDENTITY = (
@@ -114,6 +126,13 @@ NOT_IDENTITY = (
     "run.batch_rows",
     "run.threads",
     "run.channels_last",
+    "attack.audit",
+    "run.executor",
+    "run.workers",
+    "run.timeout",
+    "run.slurm",
+    "run.fsync",
+    "run.listeners",
 )
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
 OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol"), "lipschitz": ()}
@@ -125,7 +144,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
     merged = _merge(Path(path), overrides)
     sweep = OmegaConf.to_container(merged.sweep)
     # An override of a swept key replaces the sweep: the user named one value.
-    sweep = {key: values for key, values in sweep.items() if not any(o.startswith(f"{key}=") for o in overrides)}
+    named = [override.partition("=")[0] for override in overrides]
+    sweep = {key: _unnamed(key, values, named) for key, values in sweep.items() if key not in named}
     merged.sweep = {}
     cells = []
     for values in itertools.product(*(_listed(path, key, values) for key, values in sweep.items())):
@@ -147,7 +167,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
 def levels(config: DictConfig) -> list[float]:
     """Noise levels at which the defense is asked, in the order in which they are tried."""
     if config.task == "attack":
-        return [config.attack.sigma]
+        return sorted(config.attack.cascade, reverse=True) if config.attack.cascade else [config.attack.sigma]
     if config.certify.kind == "lipschitz":
         return [0.0]
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
@@ -157,6 +177,7 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
     others = ["certify"] if config.task == "attack" else ["attack"]
+    plain["attack"] = {key: value for key, value in plain["attack"].items() if value is not None}
     plain["attack"]["eps"] = norms.number(config.attack.eps)
     others += [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
     others += [f"certify.{key}" for key in ADAPTIVE_KEYS if config.certify.mode == "fixed"]
@@ -207,6 +228,14 @@ def _guarded(path, action):
         raise DrbenchError(f"{path}: {str(error).strip()}") from error
 
 
+def _unnamed(key: str, values, named: Sequence[str]):
+    """Swept mappings, e.g. {norm: l2, eps: 0.5} of `attack`, without the keys that overrides name; each once."""
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        return values
+    left = [{k: v for k, v in value.items() if f"{key}.{k}" not in named} for value in values]
+    return [value for i, value in enumerate(left) if value not in left[:i]]
+
+
 def _listed(path, key: str, values) -> list:
     if not isinstance(values, list) or not values:
         raise DrbenchError(f"{path}: expected a list of values under sweep '{key}', got {values!r}")
@@ -217,7 +246,7 @@ def _validate(path, config: DictConfig) -> None:
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
-    certify, rows = config.certify, config.run.batch_rows
+    certify, rows, workers = config.certify, config.run.batch_rows, config.run.workers
     problems = [
         (config.task not in ("certify", "attack", "train"), f"task is certify, attack or train, got {config.task!r}"),
         (config.task == "train" and config.train is None, "task train needs the section train"),
@@ -233,6 +262,11 @@ def _validate(path, config: DictConfig) -> None:
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
         (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
         (rows != "auto" and not (type(rows) is int and rows > 0), f"run.batch_rows is auto or > 0, got {rows!r}"),
+        (
+            workers != "auto" and not (type(workers) is int and workers > 0),
+            f"run.workers is auto or > 0, got {workers!r}",
+        ),
+        (config.run.executor not in EXECUTORS, f"run.executor is {', '.join(EXECUTORS)}, got {config.run.executor!r}"),
     ]
     if certify.kind == "cascade":
         scales, sigma, known = list(certify.sigmas or []), certify.sigma, " or ".join(PROTOCOLS)
@@ -258,9 +292,15 @@ def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
     norms.check(attack.norm, norms.number(attack.eps))
     listed = attack.attacks
     named = listed is None or all(isinstance(each, DictConfig) and "attack" in each for each in listed)
+    sources = (attack.sources or {}).values()
     return [
+        (any(not isinstance(each, DictConfig) or not {"name"} <= set(each) <= {"name", "args", "checkpoint"}
+             for each in sources), f"attack.sources maps names to {{name, args, checkpoint}}, got {attack.sources}"),
         (attack.preset not in PRESETS, f"attack.preset is {', '.join(PRESETS)}, got {attack.preset!r}"),
         (not named or listed == [], f"attack.attacks is a list of mappings with a key attack each, got {listed}"),
+        (attack.cascade is not None and (attack.sigma != 0 or attack.decision != "single"),
+         "attack.cascade is the decision rule: attack.sigma stays 0 and attack.decision single"),
+        ((attack.audit or 0) < 0, f"attack.audit is a number of images, got {attack.audit}"),
         (attack.sigma < 0, f"attack.sigma is a noise level >= 0 in pixel units, got {attack.sigma}"),
         (min(attack.evaluations, attack.select, attack.worst_of, attack.decision_draws) < 1,
          "attack.evaluations, select, worst_of and decision_draws are positive"),

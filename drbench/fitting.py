@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from drbench import build, weights
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.data import Images
+from drbench.listeners import Audience
 from drbench.progress import Progress
 from drbench.recipe import Recipe
 
@@ -42,7 +43,13 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     device = build.device(config.run.device)
     defense.to(device)
     begun = time.perf_counter()
-    _fit(defense, images, recipe, config.title or name, device)
+    audience = Audience(config.run.listeners, f"train {name}", OmegaConf.to_container(config))
+    try:
+        _fit(defense, images, recipe, config.title or name, device, audience)
+    except BaseException:
+        audience.close("failed")
+        raise
+    audience.close("complete")
     facts = {
         "defense": config.defense.name,
         "command": command,
@@ -68,7 +75,9 @@ def _state_file(config: DictConfig, images: Images, start: Sequence[str] = ()) -
     return str(Path(".drbench") / f"{Path(config.train.checkpoint).stem}-{digest[:16]}.state")
 
 
-def _fit(defense: Defense, images: Images, recipe: Recipe, title: str, device: torch.device) -> None:
+def _fit(
+    defense: Defense, images: Images, recipe: Recipe, title: str, device: torch.device, audience: Audience
+) -> None:
     bar, smooth = None, 0.0
 
     def log(step: int, loss: float) -> None:
@@ -79,6 +88,7 @@ def _fit(defense: Defense, images: Images, recipe: Recipe, title: str, device: t
             bar, smooth = Progress(title, recipe.steps, "steps", done=step - 1), loss
         smooth = 0.98 * smooth + 0.02 * loss
         bar.advance(lambda: f"loss {smooth:.4f}")
+        audience.log(step, loss=loss)
 
     defense.fit(images.x.to(device), images.y.to(device), recipe, log)
     if bar is not None:

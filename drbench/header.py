@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -85,10 +87,12 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
 MIXED = "mixed code: resumed under other sources or package versions"
 
 
-def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_rows: int) -> None:
-    """Note who goes on with the run. Rows of different code in one run are flagged."""
+def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_rows: int, workers: int) -> str:
+    """Note who goes on with the run, and return the name of the session. Rows of different code are flagged."""
     code = _code() | {"sources": sources(cell.defense.name)}
-    session = {"started": _now(), "code": code, "environment": _environment(device, cell, batch_rows)}
+    name = f"{time.time_ns()}-{os.getpid()}"
+    environment = _environment(device, cell, batch_rows, workers)
+    session = {"name": name, "started": _now(), "code": code, "environment": environment}
     # What the last session said of the whole run holds no longer, also if this one is killed.
     header["status"] = "started"
     header.pop("evidence_sha256", None)
@@ -99,6 +103,7 @@ def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_ro
     made_with = [(s["code"]["sources"], s["environment"]["packages"]) for s in sessions]
     if any(made != made_with[0] for made in made_with) and MIXED not in header["flags"]:
         header["flags"].append(MIXED)
+    return name
 
 
 def sources(name: str) -> dict[str, str]:
@@ -113,12 +118,17 @@ def _hash(files: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
-def end_session(header: dict, folder: Path) -> None:
-    """Status, cost of all rows, and hash of the evidence, from what is on disk."""
+def end_session(header: dict, folder: Path, name: str | None = None, batch_rows: int | None = None) -> None:
+    """Status, cost of all rows, and hash of the evidence, from what is on disk.
+
+    `name` is the session that ends, by default the last one; `batch_rows` what it ended with, if memory ran out.
+    """
+    session = next((s for s in header["sessions"] if name and s.get("name") == name), header["sessions"][-1])
     run = record.read(folder)
     rows = list(run.rows.values())
     header["status"] = "complete" if run.complete else "partial"
-    header["sessions"][-1]["ended"] = _now()
+    session["ended"] = _now()
+    session["environment"] |= {"batch_rows": batch_rows} if batch_rows else {}
     header["evidence_sha256"] = record.evidence_sha256(run)
     header["cost"] = (attack_job.cost if run.task == "attack" else _cost)(header, rows)
 
@@ -141,7 +151,7 @@ def _cost(header: dict, rows: list[record.Row]) -> dict:
     }
 
 
-def _environment(device: torch.device, cell: DictConfig, batch_rows: int) -> dict:
+def _environment(device: torch.device, cell: DictConfig, batch_rows: int, workers: int) -> dict:
     on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -151,6 +161,8 @@ def _environment(device: torch.device, cell: DictConfig, batch_rows: int) -> dic
         "tf32": on_gpu and torch.backends.cuda.matmul.allow_tf32,
         "threads": torch.get_num_threads(),
         "batch_rows": batch_rows,
+        "executor": cell.run.executor,
+        "workers": workers,
         "channels_last": cell.run.channels_last,
     }
 

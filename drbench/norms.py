@@ -18,13 +18,14 @@ DISTANCES = {
     "l2": lambda delta: np.sqrt((delta**2).sum(axis=1)),
     "l1": lambda delta: np.abs(delta).sum(axis=1),
 }
+FLOW = "stadv"  # spatial attacks: an example is a flow field, its distance the largest displacement in pixels
 SLACK = 1e-6  # of float32 arithmetic: absolute in l_inf, relative in l2 and l1
 
 
 def check(norm: str, eps: float) -> None:
     """Raise `DrbenchError` unless the norm is known and the radius is a finite number >= 0."""
-    if norm not in DISTANCES:
-        raise DrbenchError(f"unknown norm {norm!r}{did_you_mean(norm, DISTANCES)}")
+    if norm not in (known := [*DISTANCES, FLOW]):
+        raise DrbenchError(f"unknown norm {norm!r}{did_you_mean(norm, known)}")
     if not (np.isfinite(eps) and eps >= 0):
         raise DrbenchError(f"expected a finite radius eps >= 0 in pixel units, got {eps}")
 
@@ -38,7 +39,9 @@ def number(value: float | str) -> float:
 
 
 def distance(norm: str, x_adv: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """(B,) float64 distances of images (B, C, H, W); NaN where a pixel is NaN."""
+    """(B,) float64 distances of examples from images (B, C, H, W); NaN where a number is NaN."""
+    if norm == FLOW:
+        return np.abs(x_adv.astype(np.float64)).reshape(len(x_adv), -1).max(axis=1, initial=0.0)
     return DISTANCES[norm]((x_adv.astype(np.float64) - x.astype(np.float64)).reshape(len(x), -1))
 
 
@@ -49,6 +52,8 @@ def limit(norm: str, eps: float) -> float:
 
 def feasible(norm: str, eps: float, x_adv: np.ndarray, x: np.ndarray) -> np.ndarray:
     """(B,) bool: within the ball, and every pixel in [0, 1] exactly. False for NaN."""
+    if norm == FLOW:  # a moved image stays in the range of its pixels
+        return distance(norm, x_adv, x) <= eps
     pixels = x_adv.reshape(len(x_adv), -1)
     inside = (pixels.min(axis=1, initial=0.0) >= 0) & (pixels.max(axis=1, initial=0.0) <= 1)
     return inside & (distance(norm, x_adv, x) <= limit(norm, eps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from drbench.attacks.evaluate import Decision
 from drbench.attacks.oracle import ROWS
 from drbench.attacks.parallel import in_parts
 from drbench.attacks.suite import Found, Suite, check
-from drbench.attacks.threat import Threat
+from drbench.attacks.threat import threat
 from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
@@ -144,6 +144,7 @@ def attack(
     evaluations: int = 100,
     select: int = 50,
     worst_of: int = 10,
+    sources: Mapping[str, Defense] | None = None,
     seed: int = 0,
     batch_rows: int = ROWS,
 ) -> AttackResult:
@@ -167,6 +168,9 @@ def attack(
         Of a randomised defense: answers to each image at the end; draws that choose among candidates before.
     worst_of : int
         M of worst-of-M.
+    sources : mapping, optional
+        Other defenses by name, to transfer from; every preset tries them all, own attacks name them as
+        {"attack": "pgd", "view": "from NAME"}.
     seed, batch_rows : int
         Key of the random streams; rows of one call, which do not change the outcome.
 
@@ -181,10 +185,12 @@ def attack(
     images = _images(images, defense)
     gaussian.check_images(defense, images.x)
     deterministic = sigma == 0 and not defense.randomized
-    members = presets.preset(preset, norm, deterministic) if attacks is None else [presets.member(**a) for a in attacks]
+    names = list(sources or {})
+    planned = presets.preset(preset, norm, deterministic) + presets.transfer(preset, names)
+    members = planned if attacks is None else [presets.member(**each) for each in attacks]
     suite = Suite(
-        defense.eval(), Threat(norm, norms.number(eps)), [check(each) for each in members], sigma,
-        Decision(decision, decision_draws), evaluations, select, seed, batch_rows,
+        defense.eval(), threat(norm, norms.number(eps)), [check(each, names) for each in members], sigma,
+        Decision(decision, decision_draws), evaluations, select, seed, batch_rows, sources or {},
     )  # fmt: skip
     found: list[Found] = []
     with Progress(f"{type(defense).__name__} {norm} {eps}", len(images), "images") as bar:

@@ -9,6 +9,7 @@ A killed writer can leave one torn line at the end of its file; it is ignored. N
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from drbench.errors import DrbenchError
 from drbench.evidence import Attacked, Certificate, Evidence
 
 SCHEMA = 1
+LOCK_SECONDS = 5.0  # run.json is changed in milliseconds
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,25 @@ def decode(line: bytes) -> dict:
 
 
 class Writer:
-    """Appends rows to a file of its own in a run folder."""
+    """Appends rows to a file of its own in a run folder.
 
-    def __init__(self, folder: Path):
+    Without `fsync` a row is safe from the death of this process, not from that of the machine.
+    """
+
+    def __init__(self, folder: Path, fsync: bool = True):
+        self._fsync = fsync
         self.path = folder / f"rows-{time.time_ns()}-{os.getpid()}.jsonl"
         self._file: int | None = None
 
     def write(self, row: Row) -> None:
-        """One row, one `write`, on disk when this returns."""
+        """One row, one `write`."""
         line = encode(row.to_json())
         try:
             if self._file is None:
                 self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
             written = os.write(self._file, line)
-            os.fsync(self._file)
+            if self._fsync:
+                os.fsync(self._file)
         except OSError as error:
             raise DrbenchError(
                 f"cannot write {self.path}: {error.strerror}; rows already written are safe, free the "
@@ -134,6 +141,27 @@ class Writer:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+class Tail:
+    """Ids of the rows in a folder, as they come: each call reads only what was appended since the last one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._read: dict[Path, int] = {}
+        self._ids: set[int | str] = set()
+
+    def ids(self) -> set[int | str]:
+        for path in self.folder.glob("rows-*.jsonl"):
+            with open(path, "rb") as file:
+                file.seek(self._read.get(path, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # torn, or being written
+                    self._read[path] = self._read.get(path, 0) + len(line)
+                    with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: `read` reports it
+                        self._ids.add(decode(line)["id"])
+        return self._ids
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------
@@ -175,6 +203,23 @@ class Run:
 def read(folder: str | Path) -> Run:
     """Read a run folder. A torn last line is reported in `problems`, as is every damaged line and contradiction."""
     folder = Path(folder)
+    header = read_header(folder)
+    rows: dict[int | str, Row] = {}
+    problems: list[str] = []
+    for path in sorted(folder.glob("rows-*.jsonl")):
+        for row in _rows_of(path, problems):
+            kept = rows.setdefault(row.id, row)
+            if kept.error and kept.label == row.label:
+                rows[row.id] = row  # an image that failed was done again
+            elif (kept.evidence, kept.label, kept.error) != (row.evidence, row.label, row.error):
+                problems.append(
+                    f"image {row.id}: two rows with different evidence (not deterministic); the first is kept"
+                )
+    return Run(folder, header, rows, tuple(problems))
+
+
+def read_header(folder: Path) -> dict:
+    """run.json."""
     try:
         header = json.loads((folder / "run.json").read_text())
         schema = header["schema"]
@@ -182,16 +227,7 @@ def read(folder: str | Path) -> Run:
         raise DrbenchError(f"{folder}: expected a run folder with a readable run.json: {error!r}") from error
     if schema != SCHEMA:
         raise DrbenchError(f"{folder}: run.json has schema {schema}, this version of drbench reads {SCHEMA}")
-    rows: dict[int | str, Row] = {}
-    problems: list[str] = []
-    for path in sorted(folder.glob("rows-*.jsonl")):
-        for row in _rows_of(path, problems):
-            kept = rows.setdefault(row.id, row)
-            if (kept.evidence, kept.label, kept.error) != (row.evidence, row.label, row.error):
-                problems.append(
-                    f"image {row.id}: two rows with different evidence (not deterministic); the first is kept"
-                )
-    return Run(folder, header, rows, tuple(problems))
+    return header
 
 
 def _rows_of(path: Path, problems: list[str]) -> Iterator[Row]:
@@ -203,6 +239,15 @@ def _rows_of(path: Path, problems: list[str]) -> Iterator[Row]:
             torn = number == len(lines) and not line.endswith(b"\n")
             what = "torn last line, ignored (the writer was killed)" if torn else f"damaged line, ignored: {error}"
             problems.append(f"{path.name} line {number}: {what}")
+
+
+def rate(folder: Path, writer: str) -> float:
+    """Rows per second of the processes with this number, from their files alone."""
+    found = 0.0
+    for path in folder.glob(f"rows-*-{writer}.jsonl"):
+        seconds = path.stat().st_mtime - int(path.stem.split("-")[1]) / 1e9
+        found += path.read_bytes().count(b"\n") / seconds if seconds > 0 else 0.0
+    return found
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
@@ -220,6 +265,27 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
             f"no run folders at or below {', '.join(map(str, paths))}; make one with `drbench run CONFIG`"
         )
     return sorted(found)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from changing run.json meanwhile. A lock that a killed one left is broken after a while."""
+    lock = folder / "run.lock"
+    while True:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except FileExistsError:
+            with contextlib.suppress(OSError):
+                if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
+                    lock.unlink(missing_ok=True)
+            time.sleep(0.02)
+        except OSError as error:
+            raise DrbenchError(f"cannot write to {folder}: {error.strerror}; choose a writable --out") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 def write_header(folder: Path, header: dict) -> None:

@@ -9,6 +9,7 @@ from importlib import import_module, metadata
 from drbench.errors import DrbenchError, did_you_mean
 
 DEFENSES = {
+    "adversarial_training": "methods.adversarial_training.defense:AdversarialTraining",
     "constant": "methods.constant.defense:Constant",
     "denoised": "methods.denoised.defense:Denoised",
     "diffusion_classifier": "methods.diffusion_classifier.defense:DiffusionClassifier",

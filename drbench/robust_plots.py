@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
@@ -27,35 +30,38 @@ def robust_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 def _draw(table: DataFrame) -> Figure:
     panels = list(table.groupby(PANEL, sort=False))
     keys = list(dict.fromkeys(table[LINE].itertuples(index=False, name=None)))
-    styles = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(keys)}
-    figure = Figure(figsize=(max(7, 6 * len(panels)), 5.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(max(8, 7 * len(panels)), 5.6), dpi=100, layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    drawn = {}
+    drawn: dict = {}
     for axes, ((dataset, subset, norm), part) in zip(grid, panels, strict=True):
-        for key, line in part.groupby(LINE, sort=False):
-            line = line.sort_values("eps")
-            for kind, dash, width in KINDS if line["evaluations"].max() > 1 else KINDS[:1]:
-                # clean accuracy is that at eps = 0
-                x, y, low, high = ([0.0, *line["eps"]],
-                                   *([line[f"clean_{kind}{end}"].iat[0], *line[f"{kind}{end}"]]
-                                     for end in ("", "_low", "_high")))  # fmt: skip
-                shown = axes.errorbar(
-                    x, [100 * value for value in y],
-                    yerr=[[100 * max(0.0, v - a) for v, a in zip(y, low, strict=True)],
-                          [100 * max(0.0, b - v) for v, b in zip(y, high, strict=True)]],
-                    color=styles[key], linestyle=dash, linewidth=width, marker="o", markersize=4, capsize=2,
-                )  # fmt: skip
-                if kind == "average":
-                    drawn.setdefault(key, shown)
+        for number, key in enumerate(keys):
+            line = part[(part[LINE] == pd.Series(key, LINE)).all(axis=1)].sort_values("eps")
+            if len(line):
+                beside = 0.006 * part["eps"].max() * (number - (len(keys) - 1) / 2)  # bars must not hide each other
+                bars = _curves(axes, line, beside, COLOURS[number % len(COLOURS)])
+                drawn.setdefault(key, bars)
         unit = robust_tables.NORMS.get(norm, norm)
         axes.set(title=f"{dataset} {subset}, {unit}", xlabel=f"{unit} radius eps (pixel units)", ylim=(0, 101))
-        axes.set_xlim(left=0)
     grid[0].set_ylabel("robust accuracy (%)")
     figure.legend(drawn.values(), map(_label, drawn), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("Robust accuracy under the strongest attack found: average, with 95 % intervals over the images;\n"
+    figure.suptitle("Robust accuracy under the strongest attack found: average, with 95 % intervals over the images; "
                     f"dotted: worst of {', '.join(map(str, sorted(table['worst_of'].unique())))} evaluations",
                     fontsize=10)  # fmt: skip
     return figure
+
+
+def _curves(axes: Axes, line: DataFrame, beside: float, colour: str):
+    """Curves of one defense; their clean accuracy stands at eps = 0. Returns the bars of the average."""
+    several = line["evaluations"].max() > 1
+    for kind, dash, width in reversed(KINDS if several else KINDS[:1]):
+        value, low, high = (
+            100 * np.array([line[f"clean_{kind}{end}"].iat[0], *line[f"{kind}{end}"]]) for end in ("", "_low", "_high")
+        )
+        bars = axes.errorbar(
+            np.array([0.0, *line["eps"]]) + beside, value, yerr=[value - low, high - value], color=colour,
+            linestyle=dash, linewidth=width, marker="o", markersize=3.5, elinewidth=0.8, capsize=2,
+        )  # fmt: skip
+    return bars
 
 
 def _label(key: tuple) -> str:

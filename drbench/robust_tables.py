@@ -17,7 +17,7 @@ from drbench.tables import MD, TEX
 
 THREAT = ["dataset", "subset", "norm", "eps"]
 KINDS = Robustness._fields  # average, majority, worst, one_shot
-NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "stadv": "StAdv, displacement in pixels"}
 
 
 def frame(runs: Sequence[Run]) -> DataFrame:
@@ -117,7 +117,7 @@ def render_latex(table: DataFrame) -> str:
     r"""One booktabs tabular to `\input` into a table: a group per threat; clean accuracy beside the robust ones."""
     head = ["defense", r"$\sigma$", "clean", "average", "majority", "worst-of-$M$", "one-shot", "gradients"]
     text = ["% needs \\usepackage{booktabs}", r"\begin{tabular}{lrrrrrrr}", r"\toprule", rf"{' & '.join(head)} \\"]
-    names = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
+    names = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$", "stadv": "StAdv, pixels,"}
     for (dataset, subset, norm, _), part in table.groupby(THREAT, sort=False):
         title = f"{f'{dataset} {subset}'.translate(TEX)}, {names.get(norm, norm)} $\\leq {part.iloc[0].eps_text}$"
         text += [r"\midrule", rf"\multicolumn{{8}}{{l}}{{{title}}} \\"]

@@ -2,29 +2,87 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import attack_job, build, config, cost, header, record, registry, stats, weights
-from drbench.api import Defense, DrbenchError
-from drbench.certifiers import kinds
+from drbench import (
+    attack_job,
+    audit_job,
+    build,
+    config,
+    executors,
+    header,
+    leases,
+    norms,
+    record,
+    registry,
+    stats,
+    weights,
+)
+from drbench.api import DrbenchError
 from drbench.certifiers.batching import find_batch_rows
 from drbench.data import Images
+from drbench.executors.units import Units
+from drbench.jobs import THREADS, Certification, prepare
+from drbench.listeners import Audience
 from drbench.progress import Progress
 from drbench.record import Row
 
-THREADS = torch.get_num_threads()  # torch's default
+BATCHES_A_CHUNK = 16  # handed to a worker at once: little is lost when it dies, and the hand-over costs nothing
 
 
-def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class Options:
+    """How much of a run this process does.
+
+    Parameters
+    ----------
+    limit : int, optional
+        Only the first images of each subset: the results are marked partial until a run without limit ends.
+    shard : (int, int)
+        (i, n): of every n images the i-th, counted from 1. All shards write to one folder.
+    max_errors : int
+        Images that may fail (an exception, a worker that dies or hangs) before the run stops.
+    retry_errors : bool
+        Do images again that were recorded as errors.
+    """
+
+    limit: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    max_errors: int = 10
+    retry_errors: bool = False
+
+
+@dataclass
+class _Crew:
+    """What lives from cell to cell: the network of this process, its batch sizes, the executors that were started."""
+
+    resident: dict = field(default_factory=dict)
+    batch_rows: dict = field(default_factory=dict)
+    started: dict = field(default_factory=dict)
+    closing: ExitStack = field(default_factory=ExitStack)
+
+    def executor(self, cell: DictConfig) -> executors.Executor:
+        asked = (cell.run.executor, _workers(cell), cell.run.timeout)
+        if asked not in self.started:
+            self.started[asked] = executors.make(*asked, self.resident)
+            self.closing.callback(self.started[asked].close)
+        return self.started[asked]
+
+
+def run(
+    cells: Sequence[DictConfig], out: Path | None = None, limit: int | None = None, options: Options | None = None
+) -> list[Path]:
     """Run resolved configs one after another and return their run folders.
 
     Parameters
@@ -32,11 +90,14 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
     out : path, optional
         Parent of `runs/`; by default results/<data set>.
     limit : int, optional
-        Only the first images of each subset: the results are marked partial until a run without limit ends.
+        As in `options`, which by default asks for all.
     """
+    options = options or Options(limit)
     for cell in cells:  # mistakes in the last cell are found before the first one runs
         if cell.task == "attack":
             attack_job.check(cell)
+            if options.shard != (1, 1):
+                raise DrbenchError("attack runs are not sharded: give each process a subset (data.subset) of its own")
         elif cell.task == "certify":
             if cell.certify.kind != "lipschitz":  # which needs no votes
                 stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
@@ -46,37 +107,77 @@ def run(cells: Sequence[DictConfig], out: Path | None = None, limit: int | None 
         registry.check_args(cell.defense.name, registry.find(cell.defense.name), cell.defense.args)
         for name in cell.defense.checkpoint:
             weights.resolve(name)
-    built: dict[str, tuple[Defense, int]] = {}
-    return [_run_cell(cell, built, out=out, limit=limit) for cell in cells]
+    if any(cell.run.executor == "slurm" for cell in cells):
+        _run_jobs(cells, out, options)
+    crew = _Crew()
+    with crew.closing:
+        return [_run_cell(cell, crew, options, out=out) for cell in cells]
 
 
-def resume(folder: Path) -> Path:
+def _run_jobs(cells: Sequence[DictConfig], out: Path | None, options: Options) -> None:
+    """The same in an array of jobs; what they leave undone is done here afterwards."""
+    from drbench.executors import slurm
+
+    for cell in cells:
+        if cell.run.workers == "auto":
+            raise DrbenchError("run.executor=slurm: expected run.workers, the number of jobs")
+        cell.run.executor = "inline"
+    slurm.array(
+        partial(_one_job, cells, out, options), cells[0].run.workers, OmegaConf.to_container(cells[0].run.slurm)
+    )
+
+
+def _one_job(cells: Sequence[DictConfig], out: Path | None, options: Options, number: int) -> None:
+    run(cells, out, options=options)
+
+
+def resume(folder: Path, options: Options | None = None) -> Path:
     """Finish a run in its own folder, under the config that it recorded. An imported log is finished."""
     if record.read(folder).header["engine"].get("certifier") == "imported":
         return folder
     (cell,) = config.load(folder / "config.yaml")
-    return _run_cell(cell, {}, folder=folder)
+    crew = _Crew()
+    with crew.closing:
+        return _run_cell(cell, crew, options or Options(), folder=folder)
+
+
+def rerun(folder: Path) -> list[str]:
+    """Ask the defense of an attack run again; what differs from the record. Certifications are recomputed without."""
+    run = record.read(folder)
+    if run.task != "attack":
+        return []
+    (cell,) = config.load(folder / "config.yaml")
+    checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
+    images = build.images(cell)
+    if _identity(cell, checkpoints) != run.header["identity"]:
+        return ["the weights are not those of the run"]
+    return attack_job.rerun(run, cell, prepare(cell, images, {}))
+
+
+def _identity(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str:
+    others = attack_job.source_weights(cell).values() if cell.task == "attack" else []
+    return config.identity(cell, [found.sha256 for part in (checkpoints, *others) for found in part])
 
 
 def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
     """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>.
 
-    Of attacks <out>/attacks/<defense>[-<variant>]/<norm><eps>-sigma<sigma>-<8 digits of the identity>.
+    Of attacks <out>/attacks/<defense>[-<variant>]/<norm>-<eps>-sigma<sigma>-<8 digits of the identity>.
     """
     name = "-".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     parent, kind = "runs", "" if cell.certify.kind == "gaussian" else f"{cell.certify.kind}-"
     if cell.task == "attack":
-        parent, kind = "attacks", f"{cell.attack.norm}-{cell.attack.eps}-".replace("/", "_")
+        parent, kind = "attacks", f"{cell.attack.norm}-{norms.number(cell.attack.eps):.4g}-"
     scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
     return (out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
 
 
 def _run_cell(
-    cell: DictConfig, built: dict, *, out: Path | None = None, limit: int | None = None, folder: Path | None = None
+    cell: DictConfig, crew: _Crew, options: Options, *, out: Path | None = None, folder: Path | None = None
 ) -> Path:
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
-    identity = config.identity(cell, [found.sha256 for found in checkpoints])
+    identity = _identity(cell, checkpoints)
     images = build.images(cell)
     if cell.task == "certify":
         stats.check_reach(header.engine(cell, images))
@@ -85,22 +186,18 @@ def _run_cell(
     if begun and (begun.header["identity"], begun.header["data"]["sha256"]) != (identity, images.sha256):
         raise DrbenchError(f"{folder} holds another run (other settings, weights or images); choose another --out")
     done = begun.rows if begun else {}
-    todo = [i for i in range(len(images))[:limit] if images.ids[i] not in done]
-    if todo:
-        defense, batch_rows = _prepare(cell, images, checkpoints, built, len(todo))
-        about = begun.header if begun else header.new(cell, identity, images, defense, checkpoints)
-        header.begin_session(about, cell, defense.device, batch_rows)
-        _open(folder, cell, about)
-        try:
-            observe = attack_job.observe if cell.task == "attack" else _observe
-            observe(cell, folder, images, todo, defense, batch_rows, done, about)
-        finally:
-            header.end_session(about, folder)
-            record.write_header(folder, about)
-        attack_job.finish(folder)
-    elif begun and begun.header["status"] == "started":  # killed between its last row and its last header
-        header.end_session(begun.header, folder)
-        record.write_header(folder, begun.header)
+    if options.retry_errors:
+        done = {image_id: row for image_id, row in done.items() if not row.error}
+    shard, shards = options.shard
+    todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
+    if todo or audit_job.due(cell, begun):
+        defense = prepare(cell, images, crew.resident)
+        if cell.task == "attack":
+            _attack(cell, folder, images, todo, defense, checkpoints, done)
+        else:
+            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options)
+    elif begun and begun.header["status"] == "started" and not leases.living(folder):
+        _close(folder)  # killed between its last row and its last header
         attack_job.finish(folder)
     elif begun and header.sources(cell.defense.name)["defense"] != begun.header["code"]["sources"]["defense"]:
         print(
@@ -111,43 +208,82 @@ def _run_cell(
     return folder
 
 
-def _prepare(cell: DictConfig, images: Images, checkpoints, built: dict, count: int) -> tuple[Defense, int]:
-    """The defense on its device and its batch size, kept for the next cells if they are of the same defense."""
-    key = json.dumps([OmegaConf.to_container(part) for part in (cell.defense, cell.run, cell.data)])
-    if key not in built:
-        built.clear()
-        torch.set_num_threads(cell.run.threads or THREADS)
-        defense = build.defense(cell.defense, images, checkpoints, cell.run.seed).to(build.device(cell.run.device))
-        if cell.run.channels_last:
-            defense = defense.to(memory_format=torch.channels_last)
-        _require(defense, cell)
-        built[key] = defense, _batch_rows(cell, defense, count)
-    _require(built[key][0], cell)
-    return built[key]
+def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
+    """In this process, whatever the executor: an attack keeps all cores busy by itself."""
+    rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
+    session, about = _begin(cell, folder, images, defense, checkpoints, rows, 1)
+    try:
+        attack_job.observe(cell, folder, images, todo, defense, rows, done, about)
+    finally:
+        _close(folder, session, **{key: about[key] for key in ("notes", "audit", "flags") if key in about})
+    attack_job.finish(folder)
 
 
-def _batch_rows(cell: DictConfig, defense: Defense, count: int) -> int:
+def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options) -> None:
+    executor = crew.executor(cell)
+    rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
+    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers)
+    try:
+        job = Certification(OmegaConf.to_container(cell), rows, len(todo))
+        rows = _observe(cell, folder, images, todo, job, executor, begun, options)
+        if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
+            crew.batch_rows = {next(iter(crew.resident)): rows}
+    finally:
+        _close(folder, session, rows)
+
+
+def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int) -> tuple[str, dict]:
+    """Name of a new session of the run, and its header, written."""
+    _open(folder, cell)
+    with record.locked(folder):
+        if os.path.exists(folder / "run.json"):
+            about = record.read_header(folder)
+        else:
+            identity = config.identity(cell, [found.sha256 for found in checkpoints])
+            about = header.new(cell, identity, images, defense, checkpoints)
+        session = header.begin_session(about, cell, defense.device, rows, workers)
+        record.write_header(folder, about)
+    return session, about
+
+
+def _workers(cell: DictConfig) -> int:
+    if cell.run.workers != "auto":
+        return cell.run.workers
+    if cell.run.executor == "ray":
+        return 0  # as many as the cluster has room for
+    if build.device(cell.run.device).type == "cuda":
+        return torch.cuda.device_count() if cell.run.device == "auto" else 1
+    return cell.run.threads or THREADS
+
+
+def _batch_rows(cell: DictConfig, defense, crew: _Crew, images: int, workers: int) -> int:
+    """Rows of a batch, found once for each defense that is in memory."""
     if cell.run.batch_rows != "auto":
         return cell.run.batch_rows
-    if cell.task == "attack":
-        return attack_job.ROWS
-    return find_batch_rows(defense, cell.certify.sigma, count * (cell.certify.n0 + cell.certify.n))
+    (key,) = crew.resident
+    if key not in crew.batch_rows:
+        most = images * (cell.certify.n0 + cell.certify.n) // workers
+        crew.batch_rows = {key: find_batch_rows(defense, cell.certify.sigma, most)}
+    return crew.batch_rows[key]
 
 
-def _require(defense: Defense, cell: DictConfig) -> None:
-    for sigma in config.levels(cell):
-        defense.require(sigma)
-
-
-def _open(folder: Path, cell: DictConfig, about: dict) -> None:
+def _open(folder: Path, cell: DictConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.yaml").exists():
-            (folder / "config.partial").write_text(OmegaConf.to_yaml(cell))
-            os.replace(folder / "config.partial", folder / "config.yaml")
+            partial = folder / f"config.{os.getpid()}.partial"
+            partial.write_text(OmegaConf.to_yaml(cell))
+            os.replace(partial, folder / "config.yaml")
     except OSError as error:
         raise DrbenchError(f"cannot write to {folder}: {error.strerror}; choose a writable --out") from error
-    record.write_header(folder, about)
+
+
+def _close(folder: Path, session: str | None = None, batch_rows: int | None = None, **news) -> None:
+    """End a session; `news` are entries of the header that it made."""
+    with record.locked(folder):
+        about = record.read_header(folder) | news
+        header.end_session(about, folder, session, batch_rows)
+        record.write_header(folder, about)
 
 
 def _observe(
@@ -155,42 +291,64 @@ def _observe(
     folder: Path,
     images: Images,
     todo: list[int],
-    defense: Defense,
-    batch_rows: int,
-    done: dict,
-    about: dict,
-) -> None:
-    engine, writer, rows = about["engine"], record.Writer(folder), list(done.values())
-    level = "sigma " + " > ".join(f"{sigma:g}" for sigma in stats.levels(engine))
+    job: Certification,
+    executor: executors.Executor,
+    begun: record.Run | None,
+    options: Options,
+) -> int:
+    """Write a row for each image of `todo` that no other process does; returns the rows of a batch at the end."""
+    level = "sigma " + " > ".join(f"{sigma:g}" for sigma in config.levels(cell))
     title = " ".join(part for part in (cell.defense.name, cell.defense.variant, level) if part)
-    observations = kinds.observe(
-        engine,
-        defense,
-        images.x[todo],
-        [images.ids[i] for i in todo],
-        batch_rows=batch_rows,
-        backed_off=lambda rows: about["sessions"][-1]["environment"].update(batch_rows=rows),
-    )
-    with cost.Evaluations(defense) as evaluations, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
-        last, counted = time.perf_counter(), dict(evaluations.counts)
+    known = begun.rows if begun else {}
+    again = {images.ids[unit] for unit in todo}
+    rows = [row for image_id, row in known.items() if image_id not in again]
+    failed, batch_rows = [], job.batch_rows
+    chunk = max(1, BATCHES_A_CHUNK * job.batch_rows // (cell.certify.n0 + cell.certify.n))
+    writer = record.Writer(folder, cell.run.fsync)
+    audience = Audience(cell.run.listeners, title, job.cell)
+    leases.sweep(folder)
+    with leases.Claims(folder) as claims, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
+        units = Units(todo, chunk, _claim(claims, record.Tail(folder), images, set(known)))
+        answers = executor.run(job, units)
+        last = time.perf_counter()
         try:
-            for index, evidence, error in observations:
-                now, counts = time.perf_counter(), dict(evaluations.counts)
-                row = Row(
-                    id=images.ids[todo[index]],
-                    label=int(images.y[todo[index]]),
-                    evidence=evidence,
-                    certificate=evidence and stats.decide_as(engine, evidence),
-                    seconds=now - last,
-                    evaluations={name: counts[name] - counted[name] for name in counts},
-                    error=error,
-                )
+            for answer in answers:
+                now = time.perf_counter()
+                row = replace(answer.row or _failure(images, answer), seconds=now - last)
                 writer.write(row)
                 rows.append(row)
-                last, counted = now, counts
-                bar.advance(lambda: _note(rows, stats.levels(engine)[-1]))
+                batch_rows, last = min(batch_rows, answer.batch_rows or batch_rows), now
+                bar.advance(lambda: _note(rows, cell.certify.sigma))
+                accuracy = sum(row.correct for row in rows) / len(rows)
+                audience.log(len(rows), certified_accuracy=accuracy, radius=row.radius, seconds=row.seconds)
+                failed += [] if answer.row else [answer]
+                if len(failed) > options.max_errors:
+                    raise DrbenchError(
+                        f"{len(failed)} images failed, the last, {row.id}, with: {row.error}; more than --max-errors "
+                        f"{options.max_errors}. Mend the cause and run the same command with --retry-errors"
+                    )
         finally:
             writer.close()
+            audience.close("complete" if len(rows) == len(images) else "partial")
+    return batch_rows
+
+
+def _claim(claims: leases.Claims, tail: record.Tail, images: Images, known: set):
+    """What `Units` asks: which of the units that wait are ours, and which others have done since we looked."""
+
+    def claim(waiting: Sequence[int], count: int) -> tuple[list[int], set[int]]:
+        units = {images.ids[unit]: unit for unit in waiting}
+        done = tail.ids() - known
+        taken = claims.take([image_id for image_id in units if image_id not in done], count)
+        done = tail.ids() - known  # again: who has just finished has withdrawn its claims
+        finished = {unit for image_id, unit in units.items() if image_id in done}
+        return [units[image_id] for image_id in taken if image_id not in done], finished
+
+    return claim
+
+
+def _failure(images: Images, answer: executors.Answer) -> Row:
+    return Row(images.ids[answer.unit], int(images.y[answer.unit]), None, None, 0.0, error=answer.error)
 
 
 def _note(rows: list[Row], sigma: float) -> str:

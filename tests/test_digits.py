@@ -19,9 +19,9 @@ def test_shipped_weights_are_those_of_the_manifest():
     entries = weights.manifest()
     rcm = {f"digits/rcm{kind}{seed}" for kind in ("", "-none") for seed in ("", "-1", "-2")}
     tuned = {"digits/multiscale-classifier", "digits/multiscale-denoiser"}
-    assert set(entries) == {"digits/classifier", "digits/denoiser", "digits/noise_augmented"} | rcm | tuned | {
-        "digits/rdc-multihead"
-    }
+    trained = {f"digits/adversarial_training{norm}" for norm in ("", "-l2")} | {"digits/rdc-multihead"}
+    base = {"digits/classifier", "digits/denoiser", "digits/noise_augmented"}
+    assert set(entries) == base | rcm | tuned | trained
     for name, entry in entries.items():
         found = weights.resolve(name)
         assert found.path.stat().st_size == entry["bytes"] < 3 * 2**19

@@ -12,7 +12,8 @@ from tests.runs import make_cascade, make_run
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
-               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL"}  # fmt: skip
+               "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
+               "mlflow"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -43,14 +44,21 @@ MAY_IMPORT = {
     "tables": (LEAVES | {"summary"}, {"pandas"}),
     "plots": (LEAVES | {"record", "stats", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "summary", "tables"}, {"pandas"}),
-    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "pandas"}),
-    "catalogue": ({"attacks", "config", "record", "registry", "robustness", "weights"}, {"omegaconf"}),
+    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
+    "catalogue": ({"attacks", "config", "leases", "record", "registry", "robustness", "weights"}, {"omegaconf"}),
+    "leases": (set(), set()),
+    "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
+    "compact": (LEAVES | {"record"}, {"pyarrow"}),
+    "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
+    "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "executors", "header", "record", "stats"}
+             | {"weights"}, {"torch", "omegaconf"}),
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
     "classifiers": ({"recipe", "training"}, {"torch"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),
+    "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
@@ -63,10 +71,11 @@ MAY_IMPORT = {
         | {"weights"},
         {"pandas", "torch", "omegaconf"},
     ),
-    "fitting": ({"api", "build", "data", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
+    "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
     "attack_job": (
         LEAVES
-        | {"api", "attacks", "cost", "data", "examples", "norms", "progress", "record", "robustness"},
+        | {"api", "attacks", "audit_job", "build", "cost", "data", "examples", "norms", "progress", "record"}
+        | {"robustness", "weights"},
         {"torch", "numpy", "omegaconf"},
     ),
     "header": ({"api", "attack_job", "certifiers", "config", "cost", "data", "record", "registry", "stats", "stopping",
@@ -74,15 +83,15 @@ MAY_IMPORT = {
                {"torch", "omegaconf"}),
     "runner": (
         LEAVES
-        | {"api", "attack_job", "build", "certifiers", "config", "cost", "data", "header", "progress", "record"}
-        | {"registry"}
-        | {"stats", "weights"},
+        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "executors", "header", "jobs"}
+        | {"leases", "listeners", "norms"}
+        | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
-        | {"catalogue", "compare", "config", "fitting", "halting", "logs", "plots", "record", "registry", "runner"}
-        | {"robust_plots", "robust_tables"}
+        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "plots", "record"}
+        | {"registry", "robust_plots", "robust_tables", "runner"}
         | {"summary", "tables", "testing", "verify"},
         set(),
     ),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ def in_parts(
     count = max(-(-len(todo) // largest), min(workers, len(todo)))
     parts = [list(todo[i * len(todo) // count : (i + 1) * len(todo) // count]) for i in range(count)]
     one_core = {"initializer": torch.set_num_threads, "initargs": (1,)} if on_host else {}
-    pool = ThreadPoolExecutor(workers, **one_core)
+    pool, stop = ThreadPoolExecutor(workers, **one_core), Event()
     try:
-        copies = [replace(suite, notes=Counter()) for _ in parts]
+        copies = [replace(suite, notes=Counter(), stop=stop) for _ in parts]
         jobs = [
             pool.submit(own.run, x[part], y[part], [ids[i] for i in part])
             for own, part in zip(copies, parts, strict=True)
@@ -41,5 +42,6 @@ def in_parts(
             suite.notes.update(own.notes)
             yield part, found
     finally:
+        stop.set()  # after an error or Ctrl-C: a part may have hours to go
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # threads that start later take the number that was set last

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.norms import FLOW
 
+SIZES = {"smoke": (10, 4), "fast": (40, 8), "standard": (100, 16), "thorough": (200, 20)}  # steps x draws of EOT
 PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
+AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
+FROM = "from "  # begins the name of a view of another defense
 BUDGET = ("restarts", "targets", "steps", "queries", "tries", "draws")  # settings that multiply to the cost
 
 
@@ -18,7 +22,7 @@ class Member:
     Parameters
     ----------
     attack, view : str
-        Keys of `suite.ATTACKS` and of `views.VIEWS`.
+        Keys of `names.ATTACKS` and of `names.VIEWS`; or "from NAME", a view of another defense.
     settings : mapping
         Keyword arguments of the attack.
     """
@@ -63,7 +67,7 @@ def _deterministic(preset: str, norm: str) -> list[Member]:
 
 def _randomised(preset: str) -> list[Member]:
     """Steps x draws of EOT; more steps are worth more than more draws. The last view leaves the noise away."""
-    steps, draws = {"smoke": (10, 4), "fast": (40, 8), "standard": (100, 16), "thorough": (200, 20)}[preset]
+    steps, draws = SIZES[preset]
     size = {"steps": steps, "draws": draws}
     suite = [member("pgd", loss="margin", **size)]
     if preset in ("standard", "thorough"):
@@ -74,13 +78,39 @@ def _randomised(preset: str) -> list[Member]:
     return suite
 
 
-def preset(name: str, norm: str, deterministic: bool) -> list[Member]:
-    """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone."""
+def transfer(preset: str, names: Iterable[str]) -> list[Member]:
+    """PGD on each other defense: what is found there is tried on the one under attack."""
+    steps = SIZES.get(preset, SIZES["standard"])[0]
+    return [member("pgd", view=f"{FROM}{name}", loss="margin", steps=steps) for name in names]
+
+
+def _spatial(preset: str, deterministic: bool) -> list[Member]:
+    steps, draws = SIZES[preset]
+    return [member("stadv", steps=steps, draws=1 if deterministic else draws)]
+
+
+def _cascade(preset: str, levels: int) -> list[Member]:
+    """A wrong class at one of the first three levels, or none at any level and a wrong one without noise."""
+    steps, draws = SIZES[preset]
+    routes = [*(f"halt{number + 1}" for number in range(min(levels, 3))), "pass"]
+    attacks = [member("pgd", view=route, loss="margin", steps=steps, draws=draws) for route in routes]
+    return attacks + ([member("noise", tries=10)] if preset in ("standard", "thorough") else [])
+
+
+def preset(name: str, norm: str, deterministic: bool, cascade: int = 0) -> list[Member]:
+    """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone.
+
+    `cascade` is the number of levels of a deployed cascade.
+    """
     if name not in PRESETS:
         raise DrbenchError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
-    if name == "autoattack" and not deterministic:
+    if name == "autoattack" and (not deterministic or norm == FLOW):
         raise DrbenchError(
-            "preset autoattack is for deterministic defenses: on a randomised one, or under noise, it keeps examples "
-            "for a single misclassification; use preset standard"
+            "preset autoattack is for deterministic defenses and l_p norms: on a randomised one, or under noise, it "
+            "keeps examples for a single misclassification; use preset standard"
         )
+    if norm == FLOW:
+        return _spatial(name, deterministic)
+    if cascade:
+        return _cascade(name, cascade)
     return _deterministic(name, norm) if deterministic else _randomised(name)

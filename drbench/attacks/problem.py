@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from threading import Event
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class Cost:
     gradients: np.ndarray
     forwards: np.ndarray
     notes: Counter = field(default_factory=Counter)  # what was odd: zero gradients, not finite, other loss
+    stop: Event = field(default_factory=Event)  # set from another thread: the next query raises
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Problem:
         gradient: bool = True,
     ) -> Answer:
         """The oracle at `x_adv`; counted. A gradient that is zero or not finite is replaced by a random direction."""
+        if self.cost.stop.is_set():
+            raise InterruptedError("the attack was stopped")
         fitted = loss.fitted(self.view.classes, target is not None)
         if fitted != loss:
             self.cost.notes[f"{loss.name} needs more classes: margin instead"] += 1
@@ -144,9 +148,9 @@ class Candidates:
     """Of a noisy search: the iterates with the largest mean loss, and the last one."""
 
     def __init__(self, problem: Problem, kept: int = KEPT):
-        self.kept, self.last = kept, problem.x
+        self.kept, self.last = kept, problem.threat.none(problem.x)
         self.losses = torch.full((len(problem), 0), -torch.inf, device=problem.x.device)
-        self.images = problem.x[:, None][:, :0]
+        self.images = self.last[:, None][:, :0]
 
     def add(self, x_adv: Tensor, loss: Tensor, rank: bool = True) -> None:
         """Note an iterate; it may be chosen by its loss only with `rank`."""

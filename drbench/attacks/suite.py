@@ -7,8 +7,9 @@ saw; the example that is kept is evaluated on draws of yet another stage.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -17,29 +18,21 @@ from torch import Tensor
 
 from drbench import norms
 from drbench.api import Defense, DrbenchError
-from drbench.attacks import apgd, evaluate, fab, pgd, square, views
+from drbench.attacks import evaluate, views
+from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import ROWS, Keys
-from drbench.attacks.presets import Member
+from drbench.attacks.presets import FROM, Member
 from drbench.attacks.problem import Cost, Problem
 from drbench.attacks.threat import Threat
 from drbench.errors import did_you_mean
 from drbench.evidence import Answers, Attacked, Tried
 
-# name in configs -> update rule, see `drbench.attacks.problem`
-ATTACKS = {
-    "apgd": apgd.apgd,
-    "apgd_t": apgd.apgd_t,
-    "fab_t": fab.fab_t,
-    "noise": pgd.noise,
-    "pgd": pgd.pgd,
-    "square": square.square,
-}
 SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
 
 
-def check(member: Member) -> Member:
-    """Raise `DrbenchError` unless attack, view and settings exist."""
-    for word, known in ((member.attack, ATTACKS), (member.view, views.VIEWS)):
+def check(member: Member, sources: Iterable[str] = ()) -> Member:
+    """Raise `DrbenchError` unless attack, view and settings exist; `sources` are the names of other defenses."""
+    for word, known in ((member.attack, ATTACKS), (member.view, [*VIEWS, *(f"{FROM}{name}" for name in sources)])):
         if word not in known:
             raise DrbenchError(f"unknown attack or view {word!r}{did_you_mean(word, known)}")
     known = ATTACKS[member.attack].__kwdefaults__ or {}
@@ -50,7 +43,7 @@ def check(member: Member) -> Member:
 
 
 class Found(NamedTuple):
-    """Evidence about one image, and its kept example (C, H, W)."""
+    """Evidence about one image, and its kept example: an image (C, H, W), or a flow (H, W, 2)."""
 
     evidence: Attacked
     example: Tensor
@@ -76,6 +69,8 @@ class Suite:
         deterministic defense.
     seed, rows : int
         Key of all streams; rows of one call.
+    sources : mapping
+        Other defenses by name, whose gradients views "from NAME" use: at `sigma` if they accept it, else at 0.
     """
 
     defense: Defense
@@ -87,15 +82,37 @@ class Suite:
     select: int = 50
     seed: int = 0
     rows: int = ROWS
+    sources: Mapping[str, Defense] = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)  # odd things that happened, see `Cost.notes`
+    stop: Event = field(default_factory=Event)  # set from another thread: the attack ends with an error
 
     @property
     def deterministic(self) -> bool:
         return self.sigma == 0 and not self.defense.randomized
 
+    @property
+    def deployed(self) -> views.View:
+        """One draw of the defense as it is deployed: what selects and evaluates."""
+        return views.Direct(self.defense, self.sigma, surrogate=False)
+
+    def view(self, name: str) -> views.View:
+        """The view of that name, of this defense or of another one."""
+        if not name.startswith(FROM):
+            return VIEWS[name](self.defense, self.sigma)
+        source = self.sources[name.removeprefix(FROM)]
+        return views.Direct(source, self.sigma if source.accepts(self.sigma) else 0.0, own=False)
+
+    def answers(self, x: Tensor, ids: Sequence[int | str]) -> list[Answers]:
+        """The final evaluation of images (B, C, H, W): on draws of a stage that nothing else uses."""
+        count = 1 if self.deterministic else self.evaluations
+        decision = evaluate.Decision() if self.deterministic else self.decision
+        keys = Keys(self.seed, tuple(ids), "evaluate")
+        found = evaluate.evaluate(self.deployed, decision, x.to(self.defense.device), keys, count, self.rows)
+        return [Answers.of(each) for each in found.tolist()]
+
     def run(self, x: Tensor, y: Tensor, ids: Sequence[int | str]) -> list[Found]:
         """Attack images (B, C, H, W) with labels (B,), all at once; no outcome depends on the other images."""
-        deployed = views.Direct(self.defense, self.sigma, surrogate=False)
+        deployed = self.deployed
         x, y = x.to(deployed.device), y.to(deployed.device)
         state = _State(self, deployed, x, y, tuple(ids))
         for each in self.members:
@@ -110,16 +127,16 @@ class _State:
     def __init__(self, suite: Suite, deployed: views.View, x: Tensor, y: Tensor, ids: tuple):
         self.suite, self.deployed, self.x, self.y, self.ids = suite, deployed, x, y, ids
         self.draws = 1 if suite.deterministic else suite.select
-        self.best, self.kept, self.tried = x.clone(), [""] * len(x), [[] for _ in range(len(x))]
-        self.failures, self.margin = self._judge(x, torch.arange(len(x)))
+        self.best, self.kept, self.tried = suite.threat.none(x).clone(), [""] * len(x), [[] for _ in range(len(x))]
+        self.failures, self.margin = self._judge(self.best, torch.arange(len(x)))
 
     def attack(self, member: Member) -> None:
         open_ = (self.failures < SURELY_BROKEN * self.draws).nonzero().flatten()
         if not len(open_):
             return
         suite = self.suite
-        view = views.build(member.view, suite.defense, suite.sigma)
-        cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes)
+        view = suite.view(member.view)
+        cost = Cost(np.zeros(len(self.x), np.int64), np.zeros(len(self.x), np.int64), suite.notes, suite.stop)
         whole = Problem(view, suite.threat, self.x, self.y, Keys(suite.seed, self.ids, member.label), cost,
                         np.arange(len(self.x)), suite.rows)  # fmt: skip
         problem = whole.at(open_)
@@ -137,7 +154,8 @@ class _State:
             counts = int(most[place]), int(cost.gradients[place]), int(cost.forwards[place])
             self.tried[place].append(Tried(member.label, *counts))
 
-    def _judge(self, images: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, examples: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.suite.threat.image(examples, self.x[places])
         ids = tuple(self.ids[i] for i in places.tolist())
         keys = Keys(self.suite.seed, ids, "select")
         return evaluate.judge(self.deployed, images, self.y[places], keys, self.draws, self.suite.rows)
@@ -152,19 +170,11 @@ class _State:
 
     def conclude(self) -> list[Found]:
         """The final evaluation, of kept examples and of clean images on the same draws."""
-        suite = self.suite
-        count = 1 if suite.deterministic else suite.evaluations
-        decision = replace(suite.decision, draws=1, rule="single") if suite.deterministic else suite.decision
-        keys, norm = Keys(suite.seed, self.ids, "evaluate"), suite.threat.norm
-        clean, answers = (
-            evaluate.evaluate(self.deployed, decision, images, keys, count, suite.rows).tolist()
-            for images in (self.x, self.best)
-        )
-        best = self.best.cpu().numpy()
-        far = norms.distance(norm, best, self.x.cpu().numpy())
-        found = []
-        for i, example in enumerate(best):
-            answered = Answers.of(clean[i]), Answers.of(answers[i])
-            seen = Attacked(*answered, tuple(self.tried[i]), self.kept[i], float(far[i]), norms.digest(example))
-            found.append(Found(seen, self.best[i].cpu()))
-        return found
+        images = self.suite.threat.image(self.best, self.x)
+        clean, answers = (self.suite.answers(each, self.ids) for each in (self.x, images))
+        best = self.best.cpu()
+        far = norms.distance(self.suite.threat.norm, best.numpy(), self.x.cpu().numpy())
+        return [
+            Found(Attacked(c, a, tuple(tried), kept, float(d), norms.digest(example.numpy())), example)
+            for c, a, tried, kept, d, example in zip(clean, answers, self.tried, self.kept, far, best, strict=True)
+        ]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from drbench import norms
+from drbench.attacks.flow import warp
+from drbench.errors import DrbenchError
 
 TINY = 1e-12
 
@@ -28,6 +30,14 @@ class Threat:
 
     def __post_init__(self) -> None:
         norms.check(self.norm, self.eps)
+
+    def none(self, x: Tensor) -> Tensor:
+        """The example that leaves `x` as it is."""
+        return x
+
+    def image(self, example: Tensor, x: Tensor) -> Tensor:
+        """What the defense sees; of l_p threats an example is the image itself."""
+        return example
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """An allowed image near `x_adv`: the nearest one in l_inf and l1; in l2 the ball's, then the box's."""
@@ -94,6 +104,30 @@ class Threat:
         good = norms.feasible(self.norm, self.eps, mended.cpu().numpy(), clean) & near
         refused = ~torch.from_numpy(good).to(x.device)
         return torch.where(_wide(refused, x), x, mended), refused
+
+
+class FlowThreat(Threat):
+    """Images bent by a flow field, displacements at most `eps` pixels along each axis; an example is the flow."""
+
+    def none(self, x):
+        return torch.zeros(len(x), *x.shape[2:], 2, dtype=x.dtype, device=x.device)
+
+    def image(self, example, x):
+        return warp(x, example).clamp(0, 1)
+
+    def repair(self, example, x):
+        bound = _down(torch.tensor(self.eps, dtype=torch.float64))
+        mended = example.clamp(-bound, bound)
+        refused = ~mended.flatten(1).isfinite().all(1)
+        return torch.where(_wide(refused, mended), 0.0, mended), refused
+
+    def project(self, x_adv, x):
+        raise DrbenchError(f"this attack is for l_p norms, got {self.norm}; use attack stadv")
+
+
+def threat(norm: str, eps: float) -> Threat:
+    """The threat of that name."""
+    return (FlowThreat if norm == norms.FLOW else Threat)(norm, eps)
 
 
 def project_l1_box(delta: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.attacks.losses import Loss
 from drbench.draws import INPUT_NOISE, Span, block_key, normals
-from drbench.errors import did_you_mean
 
 # Smaller batches take other paths through the kernels, with other rounding. Padding keeps the numbers of a row the
 # same in every batch, which a long attack would otherwise amplify.
@@ -78,11 +77,7 @@ class View(ABC):
 
     def rows(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`logits`, padded to a batch of at least `SMALLEST` rows."""
-        short = SMALLEST - len(x)
-        if short <= 0:
-            return self.logits(x, spans)
-        padding = Span(block_key(0, "padding", 0.0, "padding", 0), 0, short)
-        return self.logits(torch.cat([x, x[-1:].detach().expand(short, *x.shape[1:])]), [*spans, padding])[: len(x)]
+        return self.logits(*padded(x, spans))[: len(x)]
 
 
 class Direct(View):
@@ -129,25 +124,18 @@ class Identity(Direct):
         return self.defense.logits(x + (purified - x).detach(), 0.0, draws)
 
 
+def padded(x: Tensor, spans: Sequence[Span]) -> tuple[Tensor, list[Span]]:
+    """Rows and their streams, with copies of the last row that make them at least `SMALLEST`."""
+    short = SMALLEST - len(x)
+    if short <= 0:
+        return x, list(spans)
+    padding = Span(block_key(0, "padding", 0.0, "padding", 0), 0, short)
+    return torch.cat([x, x[-1:].detach().expand(short, *x.shape[1:])]), [*spans, padding]
+
+
 def noisy(x: Tensor, sigma: float, spans: Sequence[Span]) -> Tensor:
     """Images plus sigma times the standard normals of stream 0 of their blocks."""
     if sigma == 0:
         return x
     noise = torch.from_numpy(normals(spans, INPUT_NOISE, x[0].numel())).view(x.shape)
     return x + sigma * noise.to(x.device)
-
-
-# name in configs -> view of a defense at a noise level
-VIEWS = {
-    "exact": Direct,
-    "logits": lambda defense, sigma: Direct(defense, sigma, surrogate=False),
-    "clean": lambda defense, sigma: Direct(defense, 0.0, own=sigma == 0),
-    "identity": Identity,
-}
-
-
-def build(name: str, defense: Defense, sigma: float) -> View:
-    """The view of that name."""
-    if name not in VIEWS:
-        raise DrbenchError(f"unknown view {name!r}{did_you_mean(name, VIEWS)}")
-    return VIEWS[name](defense, sigma)

@@ -7,7 +7,7 @@ Decisions are taken at predefined numbers of draws only (`drbench.stopping`), so
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -48,6 +48,7 @@ def observe(
     seed: int = 0,
     block: int = 100,
     batch_rows: int = 1000,
+    rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:
     """Draw votes for each image until its targets are settled, at most n; images come in the order of their ends.
@@ -60,7 +61,7 @@ def observe(
         See `stopping.rule`; `radii` are target radii, pixel units.
     n : int
         Budget of estimation draws per image.
-    defense, x, ids, sigma, n0, seed, block, batch_rows, backed_off
+    defense, x, ids, sigma, n0, seed, block, batch_rows, rows, backed_off
         As in `gaussian.observe`.
     """
     defense.require(sigma)
@@ -70,7 +71,7 @@ def observe(
     points = rule.points.tolist()
     forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
     width = max(1, BATCHES_A_ROUND * workers(defense.device) * forward.rows // block)
-    waiting, open_ = iter(range(len(x))), dict[int, _Open]()
+    waiting, open_ = iter(range(len(x)) if rows is None else rows), dict[int, _Open]()
     while True:
         open_ |= {row: _Open() for row in islice(waiting, width - len(open_))}
         if not open_:

@@ -6,7 +6,8 @@ Jeong and Shin 2023, "Multi-scale diffusion denoised smoothing", arXiv 2310.1677
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ def observe(
     seed: int = 0,
     block: int = 100,
     batch_rows: int = 1000,
+    rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:
     """Draw the votes of a cascade for each image, in order.
@@ -48,7 +50,7 @@ def observe(
         the clean image.
     alpha, split, p0
         Decide which images go on to the next scale: see `stats.decide_cascade`.
-    defense, x, ids, n0, n, seed, block, batch_rows, backed_off
+    defense, x, ids, n0, n, seed, block, batch_rows, rows, backed_off
         As in `gaussian.observe`; `n0` and `n` are draws per image and scale.
     """
     stats.check_cascade(sigmas, p0, split)
@@ -58,17 +60,18 @@ def observe(
     check_draws(n0, n, block, batch_rows)
     scales = sorted(sigmas, reverse=True)
     size = max(1, FULL_BATCHES * batch_rows // (n0 + n))
-    for pool in (range(len(x))[first : first + size] for first in range(0, len(x), size)):
+    waiting = iter(range(len(x)) if rows is None else rows)
+    while pool := list(islice(waiting, size)):
         stages: dict[int, list[Stage]] = {row: [] for row in pool}
         errors: dict[int, str] = {}
         active = list(pool)
         for place, sigma in enumerate(scales):
             level = stats.cascade_level(alpha, place, len(scales), split)
             total = len(active) * (n0 + n)
-            rows = _even(total, largest_useful(batch_rows, total, defense.device))
-            forward = Forward(defense, sigma, rows, backed_off)
+            even = _even(total, largest_useful(batch_rows, total, defense.device))
+            forward = Forward(defense, sigma, even, backed_off)
             seen = list(observe_stage(forward, x, ids, active, n0=n0, n=n, seed=seed, block=block))
-            batch_rows = forward.rows if forward.rows < rows else batch_rows  # memory ran out
+            batch_rows = forward.rows if forward.rows < even else batch_rows  # memory ran out
             errors |= {row: f"{error} at sigma {sigma:g}" for row, _, error in seen if error}
             for row, stage, _ in seen:
                 stages[row] += [stage] if stage else []

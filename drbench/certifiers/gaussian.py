@@ -37,6 +37,7 @@ def observe(
     seed: int = 0,
     block: int = 100,
     batch_rows: int = 1000,
+    rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Observation]:
     """Draw the votes of Cohen's CERTIFY for each image, in order.
@@ -55,6 +56,8 @@ def observe(
         Selection and estimation draws per image (disjoint streams).
     seed, block, batch_rows : int
         See `engine.count_votes` and `batching.Forward`; only the first two can change the counts.
+    rows : iterable of int, optional
+        Which of the images, read lazily; by default all.
     backed_off : callable
         Told the new number of rows whenever memory ran out.
     """
@@ -64,7 +67,8 @@ def observe(
     check_images(defense, x)
     check_draws(n0, n, block, batch_rows)
     forward = Forward(defense, sigma, largest_useful(batch_rows, len(x) * (n0 + n), defense.device), backed_off)
-    for row, stage, error in observe_stage(forward, x, ids, range(len(x)), n0=n0, n=n, seed=seed, block=block):
+    rows = range(len(x)) if rows is None else rows
+    for row, stage, error in observe_stage(forward, x, ids, rows, n0=n0, n=n, seed=seed, block=block):
         yield Observation(row, stage and Evidence((stage,)), error)
 
 

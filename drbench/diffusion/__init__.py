@@ -6,6 +6,7 @@
 ``precond``          a raw network wrapped into the contract: EDM, and discrete VP (epsilon prediction)
 ``samplers``         one-shot, Heun PF-ODE, DDIM / ancestral, reverse SDE: functions over the contract
 ``train``            the denoising loss that trains an EDM denoiser; the loop is `drbench.training`
+``stepwise``         exact gradients through many steps in the memory of one
 ``networks``         the raw networks
 ===================  ===================================================================================
 

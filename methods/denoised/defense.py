@@ -8,6 +8,7 @@ from drbench.diffusion.denoiser import clipped
 from drbench.diffusion.networks.unet import small_unet
 from drbench.diffusion.precond import EDMDenoiser
 from drbench.diffusion.samplers import ddim, heun_pf_ode, one_shot
+from drbench.diffusion.stepwise import recomputed
 from drbench.diffusion.train import edm_loss, sigma_data_of
 from drbench.training import sample, train
 
@@ -64,27 +65,39 @@ class Denoised(Defense):
         self.classifier = SmallCNN(self.input_shape, num_classes, width)
 
     def logits(self, z, sigma, draws):
+        return self._scores(z, sigma, draws, self.denoiser)
+
+    def attack_logits(self, z, sigma, draws):
+        """The same, with exact gradients through all steps in the memory of one; of a majority, see `_majority`."""
+        return self._scores(z, sigma, draws, recomputed(self.denoiser))
+
+    def purify(self, z, sigma, draws):
+        """One denoised image, pixels in [0, 1]; what one vote of "densepure" classifies."""
+        self.require(sigma)
+        return z if sigma == 0 else self._denoised(2 * z - 1, 2 * sigma, draws, recomputed(self.denoiser))
+
+    def _scores(self, z, sigma, draws, denoise):
         self.require(sigma)
         if sigma == 0:
             return self.classifier(z)
-        z_net, sigma_net = 2 * z - 1, 2 * sigma
         if self.sampler == "densepure":
-            return self._majority(z_net, sigma_net, draws)
+            return self._majority(2 * z - 1, 2 * sigma, draws, denoise)
+        return self.classifier(self._denoised(2 * z - 1, 2 * sigma, draws, denoise))
+
+    def _denoised(self, z_net, sigma_net, draws, denoise):
         if self.sampler == "one_shot":
-            x_net = one_shot(self.denoiser, z_net, sigma_net)
+            x_net = one_shot(denoise, z_net, sigma_net)
+        elif self.sampler == "pf_ode":
+            x_net = heun_pf_ode(denoise, z_net, sigma_net, self.steps, self.sigma_min)
         else:
-            x_net = heun_pf_ode(self.denoiser, z_net, sigma_net, self.steps, self.sigma_min)
-        return self._classify(x_net)
+            x_net = ddim(clipped(denoise), z_net, sigma_net, self.steps, 1.0, draws, self.sigma_min)
+        return (x_net.clamp(-1, 1) + 1) / 2
 
-    def _classify(self, x_net):
-        return self.classifier((x_net.clamp(-1, 1) + 1) / 2)
-
-    def _majority(self, z_net, sigma_net, draws):
+    def _majority(self, z_net, sigma_net, draws, denoise):
         """Votes per class plus their mean probability (< 1), which breaks ties and carries a surrogate gradient."""
         votes, probability = 0, 0
         for _ in range(self.votes):
-            x_net = ddim(clipped(self.denoiser), z_net, sigma_net, self.steps, 1.0, draws, self.sigma_min)
-            logits = self._classify(x_net)
+            logits = self.classifier(self._denoised(z_net, sigma_net, draws, denoise))
             votes = votes + torch.nn.functional.one_hot(logits.argmax(1), self.num_classes)
             probability = probability + logits.softmax(1) / self.votes
         return votes + 0.999 * probability

@@ -69,9 +69,17 @@ class MultiScale(Defense):
         self.require(sigma)
         return self.classifier(z) if sigma == 0 else self._denoised(z, sigma)
 
+    def purify(self, z, sigma, draws):
+        """The one-shot denoised images, pixels in [0, 1]."""
+        self.require(sigma)
+        return z if sigma == 0 else self._clean(z, sigma)
+
+    def _clean(self, z, sigma):
+        return (one_shot(self.denoiser, 2 * z - 1, 2 * sigma).clamp(-1, 1) + 1) / 2
+
     def _denoised(self, z, sigma):
         """Logits of the one-shot denoised images; `sigma` a number or one for each row."""
-        return self.classifier((one_shot(self.denoiser, 2 * z - 1, 2 * sigma).clamp(-1, 1) + 1) / 2)
+        return self.classifier(self._clean(z, sigma))
 
     def nfe(self, sigma):
         return {"classifier": 1} if sigma == 0 else {"denoiser": 1, "classifier": 1}

@@ -142,3 +142,18 @@ def test_identity_of_a_cascade(tmp_path):
 def test_shipped_files_are_valid(path):
     if path.name not in ("_base.yaml", "checkpoints.yaml"):
         assert all(cell.title for cell in config.load(path))
+
+
+def test_a_sweep_may_list_mappings_and_overrides_reach_into_them(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "task: attack\ndefense: {name: rcm}\nattack: {preset: fast}\n"
+        "sweep: {attack: [{norm: linf, eps: 1/16}, {norm: linf, eps: 0.1}, {norm: l2, eps: 0.5}]}\n"
+    )
+
+    def threats(*overrides):
+        return [(c.attack.norm, c.attack.eps, c.attack.preset) for c in config.load(path, overrides)]
+
+    assert threats() == [("linf", "1/16", "fast"), ("linf", 0.1, "fast"), ("l2", 0.5, "fast")]
+    assert threats("attack.eps=0.2") == [("linf", 0.2, "fast"), ("l2", 0.2, "fast")]
+    assert threats("attack.eps=0.2", "attack.norm=l1") == [("l1", 0.2, "fast")]

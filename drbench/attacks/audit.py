@@ -1,0 +1,265 @@
+"""The audit: signs that an attack was too weak or was misled, looked for on a few images of every attack job.
+
+No honest defense should raise a flag; gradient masking raises at least one (Athalye et al. 2018, arXiv 1802.00420;
+Carlini et al. 2019, arXiv 1902.06705; Pintor et al. 2021, arXiv 2106.09947). A check compares two attacks on the same
+images by single answers of the defense on draws that no attack has seen. What cannot be automated stays with the
+author: to say why the loss fits the decision rule, and that every component was attacked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from drbench import norms
+from drbench.attacks import evaluate, probes, views
+from drbench.attacks.names import ATTACKS, VIEWS
+from drbench.attacks.oracle import Keys
+from drbench.attacks.presets import Member, member
+from drbench.attacks.probes import Finding
+from drbench.attacks.problem import Problem
+from drbench.attacks.suite import Found, Suite
+
+GRADIENT_FREE = ("noise", "square")
+GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # radii in units of eps
+SIGMAS = 3.5  # standard errors that separate a finding from chance: 20 checks on 32 images stay quiet
+POINT = 0.01
+
+
+def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: Sequence[Found]) -> list[Finding]:
+    """Probes of the function, then comparisons of attacks.
+
+    Parameters
+    ----------
+    suite : Suite
+        The job. Its first attack with gradients is the one that is varied.
+    x, y, ids, found
+        A few images of the job, their labels and ids, and what the job found on them.
+    """
+    case = Case(suite, x, y, tuple(ids), found)
+    view = VIEWS["exact"](suite.defense, suite.sigma)
+    problem = Problem.of(view, suite.threat, case.x, case.y, case.ids, "audit", suite.seed, rows=suite.rows)
+    findings = list(probes.run(suite.defense, problem))
+    for check in CHECKS:
+        findings += check(case)
+    return findings
+
+
+@dataclass(frozen=True)
+class Case:
+    """The images of an audit, and attacks on them; an outcome is (B,) the share of right single answers."""
+
+    suite: Suite
+    x_: Tensor
+    y_: Tensor
+    ids: tuple
+    found: Sequence[Found]
+
+    @cached_property
+    def deployed(self) -> views.View:
+        return views.Direct(self.suite.defense, self.suite.sigma, surrogate=False)
+
+    @cached_property
+    def x(self) -> Tensor:
+        return self.x_.to(self.deployed.device)
+
+    @cached_property
+    def y(self) -> Tensor:
+        return self.y_.to(self.deployed.device)
+
+    @property
+    def main(self) -> Member | None:
+        """The attack that is varied."""
+        return next((each for each in self.suite.members if each.attack not in GRADIENT_FREE), None)
+
+    @property
+    def spatial(self) -> bool:
+        """Whether examples are flows, for which there are no gradient-free attacks."""
+        return self.suite.threat.norm == norms.FLOW
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The example of each image that leaves it as it is."""
+        return self.suite.threat.none(self.x)
+
+    @property
+    def answers(self) -> int:
+        """Single answers behind each share."""
+        return 1 if self.suite.deterministic else self.suite.select
+
+    def attacked(self, *attacks: Member, scale: float = 1.0, eps: float | None = None) -> Tensor:
+        """Outcome of attacks at a radius in units of eps, or at `eps`."""
+        threat = replace(self.suite.threat, eps=self.suite.threat.eps * scale if eps is None else eps)
+        job = replace(self.suite, threat=threat, members=attacks)
+        return self.right(torch.stack([each.example for each in job.run(self.x, self.y, self.ids)]))
+
+    def right(self, examples: Tensor, seed: int | None = None, ids: tuple | None = None) -> Tensor:
+        """Outcome of given examples."""
+        images = self.suite.threat.image(examples.to(self.x), self.x)
+        keys = Keys(self.suite.seed if seed is None else seed, ids or self.ids, "audit/verdict")
+        failures, _ = evaluate.judge(self.deployed, images, self.y, keys, self.answers, self.suite.rows)
+        return 1 - failures.double().cpu() / self.answers
+
+    @cached_property
+    def examples(self) -> Tensor:
+        """What the whole job found."""
+        return torch.stack([each.example for each in self.found]).to(self.x)
+
+    @cached_property
+    def job(self) -> Tensor:
+        return self.right(self.examples)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Outcome of the attack that is varied, as it is."""
+        return self.attacked(self.main)
+
+    def beaten(self, other: Tensor, reference: Tensor) -> int:
+        """Images on which `other` leaves less than `reference`, beyond chance."""
+        mean = (other + reference) / 2
+        chance = SIGMAS * (2 * mean * (1 - mean) / self.answers).sqrt() if self.answers > 1 else 0.0
+        return int((reference - other > chance).sum())
+
+    def gain(self, before: Tensor, after: Tensor) -> tuple[float, float]:
+        """Mean loss of right answers, and what may be chance: a point, more than one image, and the answers' noise."""
+        mean, size = (before + after) / 2, len(before)
+        noise = math.sqrt(float((2 * mean * (1 - mean)).sum()) / self.answers) / size if self.answers > 1 else 0.0
+        return float((before - after).mean()), max(POINT, 1.0 / size, SIGMAS * noise)
+
+
+def percent(outcome: Tensor) -> str:
+    return f"{100 * float(outcome.mean()):.1f} %"
+
+
+# ---- checks -------------------------------------------------------------------------------------------------------
+
+
+def zero_radius(case: Case) -> Iterator[Finding]:
+    """At eps = 0 an attack changes nothing."""
+    if case.main:
+        clean, still = case.right(case.clean), case.attacked(stepped(case.main, 1), eps=0.0)
+        text = f"{percent(still)} right at eps = 0, {percent(clean)} clean"
+        yield Finding("eps0", not torch.equal(clean, still), text)
+
+
+def random_noise(case: Case) -> Iterator[Finding]:
+    """Random noise of full size is no match for an attack."""
+    if case.spatial:
+        return
+    beaten = case.beaten(case.attacked(member("noise", tries=20)), case.job)
+    yield Finding("noise", beaten > POINT * len(case.x), f"random noise beats the attacks on {beaten} images")
+
+
+def one_step(case: Case) -> Iterator[Finding]:
+    """Many steps do better than one."""
+    if case.main:
+        sign = member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main))
+        single = case.attacked(stepped(case.main, 1) if case.spatial else sign)
+        gain, chance = case.gain(case.job, single)
+        text = f"{percent(single)} right after one step, {percent(case.job)} after all attacks"
+        yield Finding("fgsm", gain > chance, text)
+
+
+def unbounded(case: Case) -> Iterator[Finding]:
+    """With the whole box to move in, an attack leaves nothing."""
+    if case.main and not case.spatial:
+        far = {"linf": 1.0, "l2": math.sqrt(case.x[0].numel()), "l1": float(case.x[0].numel())}
+        outcome = case.attacked(*case.suite.members, eps=far[case.suite.threat.norm])
+        left = int((outcome > 0.5).sum())
+        yield Finding(
+            "unbounded", left > POINT * len(case.x), f"{left} of {len(case.x)} images stay right at any radius"
+        )
+
+
+def monotone(case: Case) -> Iterator[Finding]:
+    """A larger radius leaves less."""
+    if case.main:
+        curve = [case.reference if scale == 1 else case.attacked(case.main, scale=scale) for scale in GRID]
+        rises = [case.gain(after, before) for before, after in pairwise(curve)]
+        text = ", ".join(f"{percent(outcome)} at {scale:g} eps" for scale, outcome in zip(GRID, curve, strict=True))
+        yield Finding("monotone", any(gain > chance for gain, chance in rises), text)
+
+
+def budget(case: Case) -> Iterator[Finding]:
+    """Twice the steps gain nothing."""
+    if case.main:
+        longer = case.attacked(stepped(case.main, 2 * setting(case.main, "steps")))
+        gain, chance = case.gain(case.reference, longer)
+        text = f"{percent(case.reference)} right, {percent(longer)} with twice the steps"
+        yield Finding("budget", gain > chance, text + (": not converged" if gain > chance else ""))
+
+
+def more_draws(case: Case) -> Iterator[Finding]:
+    """Four times the draws change nothing."""
+    if case.main and not case.suite.deterministic:
+        draws = drawn(case.main)
+        more = case.attacked(changed(case.main, draws=4 * draws))
+        gain, chance = case.gain(case.reference, more)
+        text = f"{percent(case.reference)} right with {draws} draws, {percent(more)} with {4 * draws}"
+        yield Finding("eot", abs(gain) > chance, text)
+
+
+def gradient_free(case: Case) -> Iterator[Finding]:
+    """Attacks that use no gradients, or those of something else, find nothing new."""
+    if case.spatial:
+        return
+    deterministic, others = case.suite.deterministic, {}
+    others["bb>wb"] = member("square", queries=500) if deterministic else member("square", queries=100, draws=5)
+    if case.main and case.suite.sigma > 0 and case.suite.defense.accepts(0.0):
+        others["transfer"] = replace(case.main, view="clean")
+        if hasattr(case.suite.defense, "purify"):
+            others["bpda>exact"] = replace(case.main, view="identity")
+    for name, other in others.items():
+        beaten = case.beaten(case.attacked(other), case.job)
+        yield Finding(name, beaten > 0, f"{other.label} beats the attacks on {beaten} of {len(case.x)} images")
+
+
+def loss_rises(case: Case) -> Iterator[Finding]:
+    """On the same draws the loss at the examples is above that at the images that were right."""
+    keys = Keys(case.suite.seed, case.ids, "audit/loss")
+    view, draws = case.deployed, case.answers
+    before, after = (
+        evaluate.judge(view, case.suite.threat.image(examples, case.x), case.y, keys, draws, case.suite.rows)[1]
+        for examples in (case.clean, case.examples)
+    )
+    right = before < 0
+    share = float((after > before)[right].double().mean()) if right.any() else 1.0
+    yield Finding("loss-rise", share < 0.95, f"the margin moved to the wrong side on {share:.0%} of the right images")
+
+
+def other_streams(case: Case) -> Iterator[Finding]:
+    """The verdict depends neither on the evaluator's seed nor on which image the random streams are named after."""
+    if case.suite.deterministic and not case.deployed.randomized:
+        return
+    other = case.right(case.examples, seed=case.suite.seed + 1)
+    renamed = case.right(case.examples, ids=tuple(f"audit/{place}" for place in range(len(case.x))))
+    gaps = [case.gain(case.job, each) for each in (other, renamed)]
+    text = f"{percent(case.job)} right, {percent(other)} with another seed, {percent(renamed)} under other image names"
+    yield Finding("seed", any(abs(gain) > chance for gain, chance in gaps), text)
+
+
+CHECKS = (zero_radius, random_noise, one_step, unbounded, monotone, budget, more_draws, gradient_free, loss_rises,
+          other_streams)  # fmt: skip
+
+
+def changed(attack: Member, **settings) -> Member:
+    return replace(attack, settings={**attack.settings, **settings})
+
+
+def stepped(attack: Member, steps: int) -> Member:
+    return changed(attack, steps=steps)
+
+
+def drawn(attack: Member) -> int:
+    return setting(attack, "draws") or 1
+
+
+def setting(attack: Member, name: str) -> int | None:
+    """Of the member, or the attack's own default."""
+    return {**ATTACKS[attack.attack].__kwdefaults__, **attack.settings}.get(name)

@@ -1,0 +1,57 @@
+"""The audit of an attack run: on its first images, into its header, and as flags into its tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from drbench import examples, record
+from drbench.attacks import presets
+from drbench.attacks.audit import audit
+from drbench.attacks.suite import Found, Suite
+from drbench.data import Images
+
+PREFIX = "audit"  # of its flags
+OF_OWN_ATTACKS = 8  # images, where the attacks are not those of a preset
+
+
+def size(cell: DictConfig) -> int:
+    """How many images are audited."""
+    spec = cell.attack
+    if spec.audit is not None:
+        return spec.audit
+    return presets.AUDITED[spec.preset] if spec.attacks is None else OF_OWN_ATTACKS
+
+
+def due(cell: DictConfig, begun: record.Run | None) -> bool:
+    """Whether a run that has all its rows was killed before its audit."""
+    return bool(begun and begun.rows and cell.task == "attack" and size(cell) and "audit" not in begun.header)
+
+
+def add(cell: DictConfig, folder: Path, images: Images, suite: Suite, about: dict) -> None:
+    """Audit the first recorded images and note the findings in the header `about`; nothing if that was done."""
+    rows = [row for row in record.read(folder).ordered() if row.evidence][: size(cell)]
+    ids = [row.id for row in rows]
+    if not rows or about.get("audit", {}).get("ids") == ids:
+        return
+    begun, stored = time.perf_counter(), examples.read(folder)
+    places = [images.ids.index(name) for name in ids]
+    found = [Found(row.evidence, torch.from_numpy(stored[row.id][2])) for row in rows]
+    findings = audit(suite, images.x[places], images.y[places], ids, found)
+    about["audit"] = {
+        "ids": ids,
+        "seconds": time.perf_counter() - begun,
+        "findings": [list(finding) for finding in findings],
+    }
+    flags = [f"{PREFIX} {each.check}: {each.text}" for each in findings if each.flag]
+    about["flags"] = [flag for flag in about["flags"] if not flag.startswith(PREFIX)] + flags
+
+
+def flags(folders: Iterable[Path]) -> list[str]:
+    """The red flags of some runs, each with its folder."""
+    headers = ((folder, record.read(folder).header) for folder in folders)
+    return [f"{folder}: {flag}" for folder, header in headers for flag in header["flags"] if flag.startswith(PREFIX)]

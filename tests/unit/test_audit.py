@@ -1,0 +1,239 @@
+"""Planted gradient masking raises its flag; honest defenses raise none; flags reach records, tables and exit codes."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+import drbench
+from drbench import record
+from drbench.api import Defense
+from drbench.attacks import probes
+from drbench.attacks.audit import audit
+from drbench.attacks.oracle import Keys
+from drbench.attacks.presets import member
+from drbench.attacks.problem import Problem
+from drbench.attacks.suite import Suite
+from drbench.attacks.threat import threat
+from drbench.attacks.views import Direct
+from drbench.cli import main
+
+ROOT = Path(__file__).parents[2]
+IMAGES = drbench.load_data("digits", split="validation", subset="first8")
+DENOISED = ["digits/classifier", "digits/denoiser"]
+
+
+@functools.cache
+def load(name, *checkpoint):
+    return drbench.load_defense(name, IMAGES, list(checkpoint))
+
+
+class Masked(Defense):
+    """The plain classifier behind something that hurts attackers more than robustness helps users."""
+
+    input_shape, num_classes, sigmas, citation = (1, 8, 8), 10, (0.0,), "arXiv:1802.00420"
+
+    def __init__(self):
+        super().__init__()
+        self.base = load("undefended", "digits/classifier")
+
+    def scores(self, z):
+        return self.base.logits(z, 0.0, None)
+
+    def logits(self, z, sigma, draws):
+        return self.scores(z)
+
+    def nfe(self, sigma):
+        return {"base": 1}
+
+    @classmethod
+    def tiny(cls, input_shape, num_classes):
+        return cls()
+
+
+class Shattered(Masked):
+    """A ripple too fine to matter, whose slope swamps that of the network."""
+
+    def logits(self, z, sigma, draws):
+        return self.scores(z + 0.01 * (3000 * z).sin())
+
+
+class Rounded(Masked):
+    """Non-differentiable preprocessing: 4 grey levels."""
+
+    def logits(self, z, sigma, draws):
+        return self.scores((3 * z).round() / 3)
+
+
+class Detached(Masked):
+    """Half of the pixels reach the network without a gradient."""
+
+    def logits(self, z, sigma, draws):
+        return self.scores(torch.cat([z[:, :, :4].detach(), z[:, :, 4:]], 2))
+
+
+class Vanishing(Masked):
+    """Logits so large that cross-entropy is flat in float32."""
+
+    def logits(self, z, sigma, draws):
+        return 1e4 * self.scores(z)
+
+
+class Stochastic(Masked):
+    """The same values, while each draw's gradient drowns in noise of its own; declared, as a surrogate."""
+
+    randomized, gradient = True, "surrogate"
+
+    def attack_logits(self, z, sigma, draws):
+        noise = 10 * draws.randn(*z.shape, self.num_classes)
+        swamp = torch.einsum("bchw,bchwk->bk", z, noise)
+        return self.scores(z) + swamp - swamp.detach()
+
+
+class Hidden(Masked):
+    """Random without saying so."""
+
+    def logits(self, z, sigma, draws):
+        return self.scores(z + 0.1 * torch.randn_like(z))
+
+
+class Leaking(Masked):
+    """Knows the labels that go with the evaluator's random streams, for one seed."""
+
+    randomized = True
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.known = {}
+        for stage in ("select", "evaluate", "audit/verdict"):
+            spans = Keys(seed, tuple(IMAGES.ids), stage).spans(0, 1)
+            self.known |= {span.key: int(label) for span, label in zip(spans, IMAGES.y, strict=True)}
+
+    def logits(self, z, sigma, draws):
+        bonus = torch.zeros(len(z), 10)
+        at = 0
+        for key, start, stop in draws.spans:
+            if key in self.known:
+                bonus[at : at + stop - start, self.known[key]] = 100.0
+            at += stop - start
+        return self.scores(z) + bonus
+
+
+class Probabilities(Masked):
+    def logits(self, z, sigma, draws):
+        return self.scores(z).softmax(1)
+
+
+class BatchNormed(Masked):
+    """Scores depend on the rest of the batch."""
+
+    def logits(self, z, sigma, draws):
+        scores = self.scores(z)
+        return scores - scores.mean(0)
+
+
+class Training(Masked):
+    def logits(self, z, sigma, draws):
+        return self.scores(z)
+
+
+def flags(defense, norm="l2", eps=0.5, sigma=0.0, images=IMAGES, **settings):
+    size = {"loss": "margin", "steps": 20} | settings
+    suite = Suite(defense, threat(norm, eps), [member("pgd", **size)], sigma, select=20, evaluations=20)
+    found = suite.run(images.x, images.y, images.ids)
+    return {each.check: each.text for each in audit(suite, images.x, images.y, images.ids, found) if each.flag}
+
+
+def probed(defense):
+    problem = Problem.of(Direct(defense), threat("l2", 0.5), IMAGES.x, IMAGES.y, IMAGES.ids, "test")
+    return [each.check for each in probes.run(defense, problem) if each.flag]
+
+
+@pytest.mark.parametrize(
+    "planted, flag",
+    [
+        (Shattered, "gradient-check"),
+        (Rounded, "gradient-zero"),
+        (Detached, "gradient-check"),
+        (Vanishing, "gradient-zero"),
+        (Hidden, "hidden-randomness"),
+        (Probabilities, "softmax"),
+        (BatchNormed, "batch-dependence"),
+    ],
+)
+def test_gradient_masking_is_flagged_before_any_attack(planted, flag):
+    assert flag in probed(planted().eval())
+
+
+def test_training_mode_is_flagged():
+    assert "eval-mode" in probed(Training().train())
+
+
+def test_attacks_that_need_no_gradient_show_what_is_masked():
+    assert "bb>wb" in flags(Rounded().eval())
+
+
+def test_a_verdict_that_depends_on_the_seed_is_flagged():
+    assert "seed" in flags(Leaking().eval())
+
+
+def test_gradient_noise_is_flagged_by_more_draws():
+    assert "eot" in flags(Stochastic().eval(), eps=0.75, draws=2)
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.5), ("stadv", 0.4)])
+@pytest.mark.parametrize(
+    "name, checkpoint", [("undefended", "digits/classifier"), ("adversarial_training", "digits/adversarial_training")]
+)
+def test_honest_deterministic_defenses_raise_no_flag(name, checkpoint, norm, eps):
+    suite_member = {"attack": "stadv"} if norm == "stadv" else {}
+    defense = load(name, checkpoint)
+    size = {"steps": 40} if suite_member else {"loss": "margin", "steps": 40}
+    attack = member(**{"attack": "pgd", **suite_member}, **size)
+    suite = Suite(defense, threat(norm, eps), [attack])
+    found = suite.run(IMAGES.x, IMAGES.y, IMAGES.ids)
+    assert [each for each in audit(suite, IMAGES.x, IMAGES.y, IMAGES.ids, found) if each.flag] == []
+
+
+def test_noise_augmentation_raises_no_flag():
+    assert flags(load("noise_augmented", "digits/noise_augmented"), sigma=0.25, steps=20, draws=4) == {}
+
+
+def test_denoised_raises_no_flag():
+    few = drbench.load_data("digits", split="validation", subset="first2")
+    assert flags(load("denoised", *DENOISED), sigma=0.25, steps=8, draws=2, images=few) == {}
+
+
+def attack_constant(tmp_path, *words):
+    """A run whose target cannot be attacked: it answers the same class everywhere."""
+    words = ["data.subset=first6", "attack.preset=smoke", "attack.audit=4", *words]
+    words += ["defense.name=constant", "defense.checkpoint=[]", "attack.eps=1/16", "--out", str(tmp_path)]
+    return main(["run", "benchmarks/digits/attack/undefended.yaml", *words])
+
+
+def test_flags_reach_record_table_and_exit_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert attack_constant(tmp_path) == 0
+    (folder, *_), stderr = (text.split("\n") for text in capsys.readouterr())
+    assert any("audit gradient-zero" in line for line in stderr)
+    header = record.read(folder).header
+    assert len(header["audit"]["ids"]) == 4 and len(header["audit"]["findings"]) >= 15
+    raised = [check for check, flag, _ in header["audit"]["findings"] if flag]
+    assert "gradient-zero" in raised and len(header["flags"]) == len(raised)
+    assert attack_constant(tmp_path, "--strict") == 1
+    capsys.readouterr()
+    assert main(["table", folder]) == 0 and "audit gradient-zero" in capsys.readouterr().out
+
+
+def test_an_audit_that_was_killed_is_made_up_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    attack_constant(tmp_path)
+    folder = capsys.readouterr().out.split("\n")[0]
+    header = record.read(folder).header
+    kept = {key: value for key, value in header.items() if key != "audit"} | {"flags": [], "status": "started"}
+    record.write_header(Path(folder), kept)
+    attack_constant(tmp_path)
+    again = record.read(folder).header
+    assert again["audit"]["findings"] == header["audit"]["findings"] and again["flags"] == header["flags"]
+    assert again["status"] == "complete" and again["evidence_sha256"] == header["evidence_sha256"]
