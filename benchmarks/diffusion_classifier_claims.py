@@ -156,7 +156,7 @@ def gradients(images) -> Iterator[str]:
 def robust(paths: list[str]) -> Iterator[str]:
     """Recorded attacks: average robust accuracy, and differences to the DC of the same threat."""
     runs = [record.read(folder) for folder in record.find(paths)]
-    runs = [run for run in runs if run.header["engine"]["certifier"] == "attack" and run.complete
+    runs = [run for run in runs if run.task == "attack" and run.complete
             and run.header["defense"]["name"] == "diffusion_classifier"]  # fmt: skip
     found = {}
     for run in runs:
