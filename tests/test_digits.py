@@ -104,7 +104,7 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
 
 def test_tracked_runs_verify():
     folders = record.find([FULL / "runs"])
-    assert len(folders) == 36  # six rows at three noise levels, six trainings of RCM at two, four cascades, two of DC
+    assert len(folders) == 38  # six rows at three noise levels, six trainings of RCM at two, four cascades, four of DC
     for folder in folders:
         run = record.read(folder)
         assert verify.problems(run) == [] and run.complete and run.marks == [], folder
