@@ -7,7 +7,8 @@ ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
-  train-consistency consistency-ablation claims-multiscale test test-slow lint bench figures verify clean
+  train-consistency consistency-ablation claims-multiscale train-rdc claims-rdc test test-slow lint bench figures \
+  verify clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,7 +43,7 @@ train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/adversarial_training.yaml
 	$(BIN)/drbench train benchmarks/digits/train/adversarial_training-l2.yaml
 	$(BIN)/drbench train benchmarks/digits/train/denoiser.yaml
-	$(MAKE) train-multiscale train-rcm train-consistency
+	$(MAKE) train-multiscale train-rcm train-consistency train-rdc
 
 train-multiscale: setup  ## fine-tune the shipped denoiser and classifier for cascades
 	$(BIN)/drbench train benchmarks/digits/train/multiscale-denoiser.yaml
@@ -71,6 +72,12 @@ train-rcm-seeds: setup  ## train the shipped weights of RCM's other seeds
 rcm-ablation: setup  ## what the parts of RCM are worth on digits: the table of its README (an hour)
 	$(BIN)/python -m benchmarks.rcm_ablation
 
+train-rdc: setup  ## distil the multi-head network of the diffusion classifier from the shipped denoiser
+	$(BIN)/drbench train benchmarks/digits/train/rdc-multihead.yaml
+
+claims-rdc: setup  ## clean accuracy, costs and robustness of the diffusion classifiers: the tables of their README
+	$(BIN)/python -m benchmarks.diffusion_classifier_claims
+
 test: setup  ## the fast tests (minutes)
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -86,6 +93,7 @@ bench: setup  ## speed of the engine against bare forward passes and a plain loo
 	$(BIN)/python -m benchmarks.modes
 	$(BIN)/python -m benchmarks.attacks
 	$(BIN)/python -m benchmarks.workers
+	$(BIN)/python -m benchmarks.diffusion_classifier
 
 figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified

@@ -37,7 +37,12 @@ class Defense(nn.Module, ABC):
     gradient : {"exact", "surrogate", "none"}
         What autograd through `attack_logits` means.
     lipschitz : float or None
-        L with |logits(x)_k - logits(y)_k| <= L * ||x - y||_2 for every class k, pixel units.
+        L with |logits(x)_k - logits(y)_k| <= L * ||x - y||_2 for every class k, clean images x and y, pixel units; of a
+        randomised defense for its expected logits.
+    logit_span : float or None
+        The largest possible difference of two logits, if there is one: with `lipschitz` it bounds certified radii.
+    nfe_varies : bool
+        Whether the number of network evaluations depends on the image; `nfe` then gives the most.
     citation : str
         BibTeX key, or arXiv id, of the method.
     """
@@ -48,6 +53,8 @@ class Defense(nn.Module, ABC):
     randomized: bool = False
     gradient: Literal["exact", "surrogate", "none"] = "exact"
     lipschitz: float | None = None
+    logit_span: float | None = None
+    nfe_varies: bool = False
     citation: str
 
     @abstractmethod
@@ -77,7 +84,10 @@ class Defense(nn.Module, ABC):
 
     @abstractmethod
     def nfe(self, sigma: float) -> dict[str, int]:
-        """Forward evaluations of each of `networks()` per input row of one `logits` call. Verified by counting."""
+        """Forward evaluations of each of `networks()` per input row of one `logits` call. Verified by counting.
+
+        The most that a row may need, if `nfe_varies`.
+        """
 
     @classmethod
     @abstractmethod

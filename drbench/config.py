@@ -42,7 +42,7 @@ class DefenseSpec:
 
 @dataclass
 class Certify:
-    kind: str = "gaussian"  # gaussian | cascade
+    kind: str = "gaussian"  # gaussian | cascade | lipschitz
     mode: str = "fixed"  # fixed | curtailed | sequential | hybrid, see `drbench.stopping`
     radii: list[float] | None = None  # targets of the other modes, pixel units; null: 0, 0.25, ... to the ceiling
     give_up: float = 0.01  # sequential, hybrid: chance to stop too early on an image that would reach a target
@@ -51,7 +51,7 @@ class Certify:
     p0: float = 0.5  # cascade: the first scale with a class above p0 decides
     protocol: str = "sound"  # cascade: sound | paper_code, see `stats.decide_cascade`
     n0: int = 100  # selection draws
-    n: int = 100_000  # estimation draws
+    n: int = 100_000  # estimation draws; lipschitz: calls whose logits are averaged
     alpha: float = 0.001  # failure probability of each certificate
     block: int = 100  # draws per random stream; part of the identity of the noise
     select: str = "votes"  # votes: class by n0 draws | label: the true class is tested, without selection draws
@@ -153,7 +153,7 @@ LATER = {
     "run": ("precision",),
 }
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
-OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol")}
+OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol"), "lipschitz": ()}
 ADAPTIVE_KEYS = ("radii", "give_up")  # belong to all modes but fixed
 CHOICES = {
     "task": ("certify", "attack", "train"),
@@ -199,6 +199,8 @@ def levels(config: DictConfig) -> list[float]:
     """Noise levels at which the defense is asked, in the order in which they are tried."""
     if config.task == "attack":
         return sorted(config.attack.cascade, reverse=True) if config.attack.cascade else [config.attack.sigma]
+    if config.certify.kind == "lipschitz":
+        return [0.0]
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
 
 
@@ -299,7 +301,10 @@ def _validate(path, config: DictConfig) -> None:
         (certify.mode != "fixed" and certify.kind != "gaussian", f"kind {certify.kind} has mode fixed only"),
         (not 0 < certify.give_up < 1, f"certify.give_up is in (0, 1), got {certify.give_up}"),
         (min(certify.radii or [0.0]) < 0, f"certify.radii are target radii >= 0, got {certify.radii}"),
-        (not certify.sigma > 0, f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}"),
+        (
+            not certify.sigma > 0 and certify.kind != "lipschitz",
+            f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}",
+        ),
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
         (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
         (not 0 < (certify.tolerance or 0.5) < 1, f"certify.tolerance is a share in (0, 1), got {certify.tolerance}"),

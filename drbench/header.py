@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drbench import attack_job, config, cost, protocols, record, registry, stats, stopping
 from drbench.api import Defense
+from drbench.certifiers import lipschitz
 from drbench.certifiers.noise import sampling
 from drbench.data import Images
 from drbench.weights import Weights
@@ -27,8 +28,11 @@ PACKAGES = ("torch", "numpy", "scipy", "diffusers", "scikit-learn", "omegaconf")
 CODE = ("drbench", "methods", "benchmarks", "pyproject.toml")  # what a commit must hold for a run to be repeatable
 
 
-def engine(cell: DictConfig, images: Images) -> dict:
-    """The protocol of a certification: all that its certifier, and later its decision, depend on."""
+def engine(cell: DictConfig, images: Images, defense: Defense | None = None) -> dict:
+    """The protocol of a certification: all that its certifier, and later its decision, depend on.
+
+    Without a defense, less what a Lipschitz certificate takes from it.
+    """
     spec = cell.certify
     about = {
         "certifier": spec.kind,
@@ -39,6 +43,8 @@ def engine(cell: DictConfig, images: Images) -> dict:
     if spec.mode != "fixed":
         about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up, spec.noise)
         about |= {"tolerance": spec.tolerance} if spec.tolerance is not None else {}
+    if spec.kind == "lipschitz":
+        about |= {"sigma": 0.0, "n0": 0} | ({"options": lipschitz.options(defense)} if defense else {})
     if spec.kind == "cascade":
         options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
         about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
@@ -54,6 +60,9 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
     """Header of a run that has not begun: what does not depend on where and when it runs."""
     plain = OmegaConf.to_container(cell)
     parameters = sum(p.numel() for p in defense.parameters())
+    about = attack_job.engine(cell, defense) if cell.task == "attack" else engine(cell, images, defense)
+    flags = ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else []
+    flags += ["estimate: means of random logits"] if not about.get("options", {}).get("exact", True) else []
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
         "schema": record.SCHEMA,
@@ -61,7 +70,7 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
         "status": "started",
         "identity": identity,
         "title": cell.title,
-        "engine": attack_job.engine(cell, defense) if cell.task == "attack" else engine(cell, images),
+        "engine": about,
         **(
             {"protocol": {"name": cell.protocol, "differs": protocols.differences(cell.protocol, plain)}}
             if cell.protocol
@@ -87,7 +96,7 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
             "shape": list(images.shape),
             "ids": list(images.ids),
         },
-        "flags": ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else [],
+        "flags": flags,
         "sessions": [],
     }
 

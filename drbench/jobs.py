@@ -45,7 +45,7 @@ class Certification:
         defense = prepare(cell, images, resident, worker, workers)
         if cell.run.compile:
             execution.compile_networks(defense, cell.run.cuda_graphs)
-        engine = header.engine(cell, images)
+        engine = header.engine(cell, images, defense)
         share = -(-self.images // workers) * (cell.certify.n0 + cell.certify.n)
         rows = largest_useful(self.batch_rows, share, defense.device)
 

@@ -57,7 +57,7 @@ def _measure(cell: DictConfig, resident: dict) -> Cost:
         batch_rows = find_batch_rows(defense, spec.sigma, len(images) * (spec.n0 + spec.n))
     if cell.run.compile:
         execution.compile_networks(defense, cell.run.cuda_graphs)
-    engine, scales = header.engine(cell, images), config.levels(cell)
+    engine, scales = header.engine(cell, images, defense), config.levels(cell)
     pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
     per_image = engine["n0"] + spec.n
     for sigma in scales:

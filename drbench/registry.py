@@ -14,6 +14,7 @@ DEFENSES = {
     "constant": "methods.constant.defense:Constant",
     "denoised": "methods.denoised.defense:Denoised",
     "diffpure": "methods.diffpure.defense:DiffPure",
+    "diffusion_classifier": "methods.diffusion_classifier.defense:DiffusionClassifier",
     "multiscale": "methods.multiscale.defense:MultiScale",
     "noise_augmented": "methods.noise_augmented.defense:NoiseAugmented",
     "rcm": "methods.rcm.defense:RCM",

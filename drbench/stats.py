@@ -21,6 +21,7 @@ from drbench.sequential import checkpoints, share_above, union_level
 VERSIONS = {
     "gaussian": 1,
     "cascade": 1,
+    "lipschitz": 1,
     "imported": 1,
 }  # raised when a certifier's numbers may change; part of every record
 
@@ -175,13 +176,14 @@ def decide(kind: str, evidence: Evidence, alpha: float, **options) -> Certificat
     """Turn stored evidence into a certificate. Pure: the same evidence gives the same answer for ever.
 
     Guarantee: with probability >= 1 - alpha over the draws, the certificate abstains or is true; except for a cascade
-    that follows the paper's code. `options` are the keyword arguments of `decide_<kind>`.
+    that follows the paper's code, and for Lipschitz radii of estimated logits. `options` are the keyword arguments of
+    `decide_<kind>`.
     """
     if kind not in VERSIONS:
         raise DrbenchError(f"unknown certifier {kind!r}; available: {', '.join(VERSIONS)}")
     if kind == "imported":
         raise DrbenchError("an imported log holds no votes: its certificates cannot be recomputed")
-    return {"gaussian": decide_gaussian, "cascade": decide_cascade}[kind](evidence, alpha, **options)
+    return DECISIONS[kind](evidence, alpha, **options)
 
 
 def decide_as(engine: Mapping, evidence: Evidence) -> Certificate:
@@ -217,6 +219,8 @@ def reach(engine: Mapping) -> float:
     """
     if engine["certifier"] == "imported":
         return engine["reach"]
+    if engine["certifier"] == "lipschitz":
+        return engine.get("options", {}).get("ceiling", math.inf)
     n0, n = engine["n0"], engine["n"]
     return decide_as(engine, Evidence((Stage(levels(engine)[0], {0: n0}, n0, {0: n}, n),), uniform=1.0)).radius
 
@@ -457,6 +461,26 @@ def goodman_upper(k: int, n: int, alpha: float, groups: int) -> float:
     quantile = float(special.chdtri(1, alpha / groups))
     root = math.sqrt(quantile * (quantile + 4 * k * (n - k) / n))
     return (quantile + 2 * k + root) / (2 * (n + quantile))
+
+
+# ---- Lipschitz constants -------------------------------------------------------------------------------------------
+
+
+def decide_lipschitz(evidence: Evidence, alpha: float, *, lipschitz: float, exact: bool, ceiling: float) -> Certificate:
+    """margin / (2 L) around the clean image: no logit moves faster than L, so none overtakes the largest before that.
+
+    True with certainty if `exact`: constant and logits are those of the classifier that answers. Otherwise an
+    estimate, whatever alpha. `ceiling` is for tables.
+    """
+    if evidence.clean is None or not lipschitz > 0:
+        raise DrbenchError(f"certifier 'lipschitz' expects clean logits and a constant > 0, got {lipschitz}")
+    logits = np.asarray(evidence.clean)
+    top = int(logits.argmax())
+    margin = float(logits[top] - np.delete(logits, top).max())
+    return Certificate(top if margin > 0 else ABSTAIN, margin / (2 * lipschitz), {"class": top, "margin": margin})
+
+
+DECISIONS = {"gaussian": decide_gaussian, "cascade": decide_cascade, "lipschitz": decide_lipschitz}
 
 
 class Empirical(NamedTuple):

@@ -76,6 +76,11 @@ SIGNS = {
         "reduced precision: the networks ran in bfloat16 or float16, a classifier of its own; run.json says how often "
         "it votes otherwise than in float32",
     ),
+    "estimate": (
+        "≙",
+        r"$^\triangleq$",
+        "estimate: a Lipschitz radius, margin / 2L, of logits that are means over random draws: no certificate",
+    ),
     "imported": (
         "⇩",
         r"$^\downarrow$",

@@ -101,3 +101,25 @@ def test_consistency(tmp_path, capsys, few_images):
         capsys, "benchmarks/cifar10/diffpure.yaml", *words, "defense.args.steps=5", "--out", str(tmp_path)
     )
     assert run.header["defense"]["nfe"] == {"denoiser": 5.0, "classifier": 1.0} and run.header["defense"]["randomized"]
+
+
+def test_diffusion_classifier(tmp_path, capsys):
+    """A tiny network, trained for a few steps, certified by APNDC and attacked as RDC."""
+    checkpoint, sizes = tmp_path / "denoiser.safetensors", "defense.args.channels=[8,16]"
+    words = [
+        *HERE,
+        sizes,
+        "defense.args.nodes=1",
+        "train.recipe={steps: 4, batch: 32, lr: 1e-3, warmup: 1}",
+        f"train.checkpoint={checkpoint}",
+    ]
+    assert main(["train", "benchmarks/cifar10/train/rdc.yaml", *words]) == 0
+    capsys.readouterr()
+    few = [sizes, "defense.args.nodes=2", f"defense.checkpoint=[{checkpoint}]", "--out", str(tmp_path)]
+    words = [*HERE, *TINY, "certify.n=20", "certify.n0=5", "data.subset=first2", *few]
+    runs = certified(capsys, "benchmarks/cifar10/rdc.yaml", *words)
+    assert [run.header["defense"]["nfe"] for run in runs] == [{"denoiser": 21.0}] * 3
+    words = [*HERE, "data.subset=first2", "attack.attacks=[{attack: pgd, loss: margin, steps: 2, draws: 1}]",
+             "attack.evaluations=10", "attack.select=2", *few]  # fmt: skip
+    runs = certified(capsys, "benchmarks/cifar10/attack/rdc.yaml", *words)
+    assert [run.header["engine"]["norm"] for run in runs] == ["linf", "l2"]

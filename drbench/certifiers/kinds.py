@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from drbench.api import Defense
-from drbench.certifiers import adaptive, cascade, gaussian
+from drbench.certifiers import adaptive, cascade, gaussian, lipschitz
 from drbench.certifiers.gaussian import Observation
 from drbench.certifiers.noise import Smoothing
 from drbench.evidence import Evidence
@@ -33,6 +33,7 @@ def _cascade(engine: Mapping) -> dict:
 KINDS = {
     "adaptive": (adaptive.observe, _adaptive),
     "gaussian": (gaussian.observe, _gaussian),
+    "lipschitz": (lipschitz.observe, lambda engine: {}),
     "cascade": (cascade.observe, _cascade),
 }
 
@@ -58,7 +59,7 @@ def observe(
     """
     observer, own = KINDS["adaptive" if "mode" in engine.get("options", {}) else engine["certifier"]]
     keys = {key: engine[key] for key in ("n0", "n", "block", "seed")} | own(engine)
-    keys["smoothing"] = smoothing(engine)
+    keys |= {"smoothing": smoothing(engine)} if engine["sigma"] else {}
     keys |= {"labels": labels} if engine.get("select") == "label" else {}
     keys |= {"done": done} if OF_A_TABLE in engine else {}
     return observer(defense, x, ids, **keys, **run)

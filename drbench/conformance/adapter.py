@@ -97,13 +97,14 @@ def check_tiny_size(case: Case) -> None:
 
 
 def check_nfe(case: Case) -> None:
-    """The rows that pass through each network, counted, are those that `nfe` declares, at every level."""
+    """The rows that pass through each network, counted, are those that `nfe` declares (at most), at every level."""
     defense = case.fresh()
     for sigma in defense.sigmas:
         declared = {name: calls for name, calls in defense.nfe(sigma).items() if calls}
         per_row = measured_nfe(defense, sigma, rows=4)
+        within = all(calls <= declared.get(name, 0) for name, calls in per_row.items())
         expect(
-            declared == per_row,
+            within if defense.nfe_varies else declared == per_row,
             f"sigma {sigma:g}: nfe declares {_calls(declared)} calls per row, counted were "
             f"{_calls(per_row)} in networks() ({', '.join(defense.networks()) or 'none'}): correct nfe, or list every "
             "network in networks()",

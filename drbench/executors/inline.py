@@ -33,6 +33,8 @@ class Inline:
             except DrbenchError:
                 raise
             except Exception as error:
+                if not pending:  # no unit is to blame
+                    raise
                 for unit in units.raised(list(pending)):
                     yield Answer(unit, error=describe(error))
             else:

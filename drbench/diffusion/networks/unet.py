@@ -21,7 +21,7 @@ class SmallUNet(nn.Module):
         self.unet = unet
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Map x (B, C, H, W), c_noise = ln(sigma_net)/4 (B,), labels (B,) int64 or None to (B, C, H, W)."""
+        """Map x (B, C, H, W), c_noise = ln(sigma_net)/4 (B,), labels (B,) int64 or None to (B, heads C, H, W)."""
         return self.unet(x, C_NOISE_SCALE * c_noise, class_labels=labels, return_dict=False)[0]
 
 
@@ -31,6 +31,7 @@ def small_unet(
     channels: tuple[int, ...] = (16, 32),
     layers: int = 1,
     groups: int = 8,
+    heads: int = 1,
 ) -> SmallUNet:
     """Build an untrained UNet of residual blocks, one resolution for each entry of `channels`.
 
@@ -46,6 +47,8 @@ def small_unet(
         Residual blocks per resolution on the way down (one more on the way up).
     groups : int
         Groups of the group norms.
+    heads : int
+        Images that are put out for each image, one after the other along the channels.
 
     Returns
     -------
@@ -62,7 +65,7 @@ def small_unet(
     unet = UNet2DModel(
         sample_size=tuple(image_shape[1:]),
         in_channels=image_shape[0],
-        out_channels=image_shape[0],
+        out_channels=heads * image_shape[0],
         down_block_types=("DownBlock2D",) * len(channels),
         up_block_types=("UpBlock2D",) * len(channels),
         block_out_channels=tuple(channels),
