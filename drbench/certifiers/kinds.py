@@ -59,7 +59,7 @@ def observe(
     """
     observer, own = KINDS["adaptive" if "mode" in engine.get("options", {}) else engine["certifier"]]
     keys = {key: engine[key] for key in ("n0", "n", "block", "seed")} | own(engine)
-    keys |= {"smoothing": smoothing(engine)} if engine["sigma"] else {}
+    keys |= {"smoothing": smoothing(engine)} if observer is not lipschitz.observe else {}
     keys |= {"labels": labels} if engine.get("select") == "label" else {}
     keys |= {"done": done} if OF_A_TABLE in engine else {}
     return observer(defense, x, ids, **keys, **run)
