@@ -79,14 +79,16 @@ def overhead() -> None:
 
 
 READ = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from drbench import record
 start = time.perf_counter()
 run, done = record.read(sys.argv[1]), record.Tail(Path(sys.argv[1])).ids()
 left = sum(image_id not in done for image_id in run.wanted)
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(f"{left:,} left after {time.perf_counter() - start:.1f} s and {memory:.2f} GiB  (limits 10 s, 1 GB)")
+seconds = time.perf_counter() - start
+# not ru_maxrss, which a process inherits from the one that started it
+(memory,) = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(f"{left:,} left after {seconds:.1f} s and {memory * 1024 / 1e9:.2f} GB  (limits 10 s, 1 GB)")
 """
 
 

@@ -69,12 +69,17 @@ class Denoised(Defense):
 
     def attack_logits(self, z, sigma, draws):
         """The same, with exact gradients through all steps in the memory of one; of a majority, see `_majority`."""
-        return self._scores(z, sigma, draws, recomputed(self.denoiser))
+        return self._scores(z, sigma, draws, self._recomputed)
 
     def purify(self, z, sigma, draws):
         """One denoised image, pixels in [0, 1]; what one vote of "densepure" classifies."""
         self.require(sigma)
-        return z if sigma == 0 else self._denoised(2 * z - 1, 2 * sigma, draws, recomputed(self.denoiser))
+        return z if sigma == 0 else self._denoised(2 * z - 1, 2 * sigma, draws, self._recomputed)
+
+    @property
+    def _recomputed(self):
+        """The denoiser in the memory of one call, which a single call needs anyway."""
+        return self.denoiser if self.sampler == "one_shot" else recomputed(self.denoiser)
 
     def _scores(self, z, sigma, draws, denoise):
         self.require(sigma)
