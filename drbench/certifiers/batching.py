@@ -17,6 +17,7 @@ SMALLEST, LARGEST = 32, 8192
 SECONDS_PER_SIZE = 0.1  # time spent on each candidate: a second or two for the whole search of a fast network
 TURNS = 5  # repetitions for the sizes that come near the best
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
+SHARE, AT_LEAST = 0.1, 1.0  # of the work, and seconds, that the whole search may take
 
 
 def workers(device: torch.device) -> int:
@@ -96,21 +97,26 @@ def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
     """The smallest batch whose measured rows per second, in one worker, are within 1 % of the best found.
 
     Doubles the batch until three sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds,
-    memory runs out, or `most` rows are reached. Then the sizes that came near the best are timed again, in turns.
+    memory runs out, or a worker's part of `most` rows is reached. Then the sizes that came near the best are timed
+    again, in turns. All this ends early if it takes long beside the work on `most` rows.
     """
-    threads, most = torch.get_num_threads(), largest_useful(LARGEST, most, defense.device)
+    threads, part = torch.get_num_threads(), -(-most // workers(defense.device))
     torch.set_num_threads(1 if defense.device.type == "cpu" else threads)
     try:
-        return _search(defense, sigma, most)
+        return _search(defense, sigma, part)
     finally:
         torch.set_num_threads(threads)
 
 
 def _search(defense: Defense, sigma: float, most: int) -> int:
     keep_freed_memory()
-    rates: dict[int, float] = {}
+    start, rates = time.perf_counter(), {}
     rows, best, without_gain = SMALLEST, 0.0, 0
-    while rows <= max(most, SMALLEST) and without_gain < 3:
+
+    def in_time(planned: float = 0.0) -> bool:
+        return time.perf_counter() - start + planned < max(AT_LEAST, SHARE * most / best)
+
+    while rows <= max(min(most, LARGEST), SMALLEST) and without_gain < 3:
         try:
             rates[rows] = _rows_per_second(defense, sigma, rows)
         except RuntimeError as error:
@@ -119,12 +125,15 @@ def _search(defense: Defense, sigma: float, most: int) -> int:
             break
         without_gain = 0 if rates[rows] > 1.03 * best else without_gain + 1
         best = max(best, rates[rows])
-        if rows / rates[rows] > LONGEST:
-            break
         rows *= 2
+        if rows / 2 / rates[rows // 2] > LONGEST or not in_time(2 * rows / best):
+            break
     near = [rows for rows, rate in rates.items() if rate >= 0.8 * best and rows / rate < LONGEST / 10]
     if len(near) > 1:
-        turns = [[_rows_per_second(defense, sigma, rows) for rows in near] for _ in range(TURNS)]
+        turns = [[rates[rows] for rows in near]]
+        while len(turns) <= TURNS and in_time(sum(2 * rows / rates[rows] for rows in near)):
+            turns.append([_rows_per_second(defense, sigma, rows) for rows in near])
+        turns = turns[1:] or turns  # the first look was at sizes one after the other
         rates = {rows: statistics.median(found) for rows, found in zip(near, zip(*turns, strict=True), strict=True)}
     return min((rows for rows, rate in rates.items() if rate >= 0.99 * max(rates.values())), default=1)
 

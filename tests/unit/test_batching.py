@@ -14,7 +14,7 @@ from drbench.certifiers import batching
 def search(monkeypatch):
     """Search with a given seconds(rows) instead of a clock; returns (found, sizes tried)."""
 
-    def run(seconds, most=batching.LARGEST):
+    def run(seconds, most=10**6):
         tried = []
 
         def measure(defense, sigma, rows):
@@ -45,8 +45,21 @@ def test_a_slow_network_is_not_asked_for_large_batches(search):
 
 
 def test_no_more_than_the_run_needs(search):
-    assert search(lambda rows: 1.0, most=100)[1] == [32, 64]
-    assert search(lambda rows: 1.0, most=3)[1] == [32]
+    assert search(lambda rows: 1e-3, most=100)[1] == [32, 64]
+    assert search(lambda rows: 1e-3, most=3)[1] == [32]
+
+
+@pytest.mark.parametrize(("most", "limit"), [(1_000, 1), (10_000, 10), (100_000, 100)])
+def test_the_search_is_short_beside_the_work(search, monkeypatch, most, limit):
+    """100 rows a second whatever the batch, warm-up included; and a clock that only the measurements move."""
+    clock = [0.0]
+
+    def seconds(rows):
+        clock[0] += max(0.1, 2 * rows / 100)
+        return rows / 100 * (1 - rows / 1e5)
+
+    monkeypatch.setattr(batching.time, "perf_counter", lambda: clock[0])
+    assert len(search(seconds, most)[1]) == {1: 1, 10: 4, 100: 4}[limit] and clock[0] <= limit
 
 
 def test_the_best_sizes_are_timed_more_than_once(monkeypatch):
