@@ -1,8 +1,13 @@
 # Every target is one or two drbench lines; logic lives in Python.
 PYTHON ?= python3
 BIN := .venv/bin
-DIGITS := $(wildcard benchmarks/digits/*.yaml)
-FULL := $(wildcard benchmarks/digits/full/*.yaml)
+# Certification: most rows on the same images; a diffusion classifier affords few, and has a figure of its own.
+FEW := $(wildcard benchmarks/digits/rdc-*.yaml)
+DIGITS := $(filter-out $(FEW),$(wildcard benchmarks/digits/*.yaml))
+FULL_FEW := $(wildcard benchmarks/digits/full/rdc-*.yaml)
+FULL := $(filter-out $(FULL_FEW),$(wildcard benchmarks/digits/full/*.yaml))
+FEW_RUNS = $(wildcard results/digits/full/runs/diffusion_classifier*)
+RUNS = $(filter-out $(FEW_RUNS),$(wildcard results/digits/full/runs/*))
 ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
@@ -23,19 +28,18 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 digits: setup  ## the main job: certify every defense on 100 real digits, attack it on 20, table and plot (minutes)
 	runs=$$($(BIN)/drbench run $(DIGITS) run.executor=processes) && \
-	$(BIN)/drbench table $$runs --out results/digits/certified && \
-	$(BIN)/drbench plot $$runs --out results/digits/certified
+	few=$$($(BIN)/drbench run $(FEW) run.executor=processes) && \
+	$(BIN)/drbench table $$runs $$few --out results/digits/certified && \
+	$(BIN)/drbench plot $$runs --out results/digits/certified && \
+	$(BIN)/drbench plot $$few --out results/digits/certified-few
 	runs=$$($(BIN)/drbench run $(ATTACKS)) && \
 	$(BIN)/drbench table $$runs --out results/digits/robust && \
 	$(BIN)/drbench plot $$runs --out results/digits/robust
 
 digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
-	runs=$$($(BIN)/drbench run $(FULL) run.executor=processes --out results/digits/full) && \
-	$(BIN)/drbench table $$runs --out results/digits/full/certified && \
-	$(BIN)/drbench plot $$runs --out results/digits/full/certified
-	runs=$$($(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full) && \
-	$(BIN)/drbench table $$runs --out results/digits/full/robust && \
-	$(BIN)/drbench plot $$runs --out results/digits/full/robust
+	$(BIN)/drbench run $(FULL) $(FULL_FEW) run.executor=processes --out results/digits/full
+	$(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full
+	$(MAKE) figures
 
 train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml
@@ -79,7 +83,7 @@ claims-rdc: setup  ## clean accuracy, costs and robustness of the diffusion clas
 	$(BIN)/python -m benchmarks.diffusion_classifier_claims
 
 test: setup  ## the fast tests (minutes)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: setup  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
@@ -97,7 +101,10 @@ bench: setup  ## speed of the engine against bare forward passes and a plain loo
 
 figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
-	$(BIN)/drbench plot results/digits/full/runs --out results/digits/full/certified
+	$(BIN)/drbench plot $(RUNS) --out results/digits/full/certified
+	$(BIN)/drbench plot $(FEW_RUNS) --out results/digits/full/certified-few
+	$(BIN)/drbench table $(RUNS) --cost --out results/digits/full/cost
+	$(BIN)/drbench plot $(RUNS) --cost --out results/digits/full/cost
 	$(BIN)/drbench table results/digits/full/attacks --out results/digits/full/robust
 	$(BIN)/drbench plot results/digits/full/attacks --out results/digits/full/robust
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,13 +103,13 @@ class Panel(NamedTuple):
 
 def _panels(curves: DataFrame) -> list[Panel]:
     panels, several, norm = [], len(curves.groupby(DATA)) > 1, curves["norm"].iat[0]
-    for (dataset, subset), part in curves.groupby(DATA):
+    for (dataset, subset), part in summary.groups(curves, DATA):
         prefix, limits = f"{dataset} {subset}, " if several else "", {}
         single, cascade = summary.split(part)
         for sigma, level in single.groupby("sigma"):
             panels.append(Panel(f"{prefix}σ = {sigma:g}", _reached(level), _limits(level), norm))
             limits[level["ceiling"].max()] = f"ceiling at σ = {sigma:g}"
-        if limits:
+        if len(limits) > 1:
             methods = (summary.envelope(line) for _, line in single.groupby(METHOD, sort=False))
             lines = [line[line["radius"] <= max(limits)] for line in methods]
             panels.append(Panel(f"{prefix}envelope over σ (an oracle)", lines, limits, norm, oracle=True))
@@ -152,7 +153,7 @@ def _draw(curves: DataFrame) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("certified accuracy (%)")
     figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, handlelength=3.5)
-    figure.suptitle(_headline(curves), fontsize=11)
+    figure.suptitle(textwrap.fill(_headline(curves), 45 * columns), fontsize=11)
     return figure
 
 

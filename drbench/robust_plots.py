@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from drbench import robust_tables
-from drbench.plots import COLOURS, save
+from drbench.plots import COLOURS, MARKERS, save
 from drbench.record import Run
 
 PANEL, LINE = ["dataset", "subset", "norm"], ["defense", "variant", "sigma", "preset"]
@@ -28,19 +29,26 @@ def robust_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 def _draw(table: DataFrame) -> Figure:
     panels = list(table.groupby(PANEL, sort=False))
     keys = list(dict.fromkeys(table[LINE].itertuples(index=False, name=None)))
-    figure = Figure(figsize=(max(8, 7 * len(panels)), 5.6), dpi=100, layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(max(8, 6 * columns), 4.6 * rows + 0.9), dpi=100, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     drawn: dict = {}
-    for axes, ((dataset, subset, norm), part) in zip(grid, panels, strict=True):
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, ((dataset, subset, norm), part) in zip(grid.flat, panels, strict=False):
         for number, key in enumerate(keys):
             line = part[(part[LINE] == pd.Series(key, LINE)).all(axis=1)].sort_values("eps")
             if len(line):
                 beside = 0.006 * part["eps"].max() * (number - (len(keys) - 1) / 2)  # bars must not hide each other
-                bars = _curves(axes, line, beside, COLOURS[number % len(COLOURS)])
+                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+                bars = _curves(axes, line, beside, colour, marker)
                 drawn.setdefault(key, bars)
         unit = robust_tables.NORMS.get(norm, norm)
-        axes.set(title=f"{dataset} {subset}, {unit}", xlabel=f"{unit} radius eps (pixel units)", ylim=(0, 101))
-    grid[0].set_ylabel("robust accuracy (%)")
+        label = "eps (pixels)" if norm == "stadv" else f"{unit} radius eps (pixel units)"
+        axes.set(title=f"{dataset} {subset}, {unit}", xlabel=label, ylim=(0, 101))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("robust accuracy (%)")
     figure.legend(drawn.values(), map(_label, drawn), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("Robust accuracy under the strongest attack found: average, with 95 % intervals over the images; "
                     f"dotted: worst of {', '.join(map(str, sorted(table['worst_of'].unique())))} evaluations",
@@ -48,7 +56,7 @@ def _draw(table: DataFrame) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, line: DataFrame, beside: float, colour: str):
+def _curves(axes: Axes, line: DataFrame, beside: float, colour: str, marker: str):
     """Curves of one defense; their clean accuracy stands at eps = 0. Returns the bars of the average."""
     several = line["evaluations"].max() > 1
     for kind, dash, width in reversed(KINDS if several else KINDS[:1]):
@@ -57,7 +65,7 @@ def _curves(axes: Axes, line: DataFrame, beside: float, colour: str):
         )
         bars = axes.errorbar(
             np.array([0.0, *line["eps"]]) + beside, value, yerr=[value - low, high - value], color=colour,
-            linestyle=dash, linewidth=width, marker="o", markersize=3.5, elinewidth=0.8, capsize=2,
+            linestyle=dash, linewidth=width, marker=marker, markersize=4, elinewidth=0.8, capsize=2,
         )  # fmt: skip
     return bars
 

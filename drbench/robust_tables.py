@@ -32,8 +32,9 @@ def frame(runs: Sequence[Run]) -> DataFrame:
         raise DrbenchError("expected an attack run with a recorded image, got none; start or go on with `drbench run`")
     table = pd.DataFrame(rows)
     table["floor"] = table["defense"].map(lambda name: [*summary.FLOORS, name].index(name))
-    order = ["dataset", "subset", "norm", "eps", "floor", "defense", "variant", "sigma", "preset", "run"]
-    return table.sort_values(order).drop(columns="floor").reset_index(drop=True)
+    table["size"] = -table["images"]
+    order = ["dataset", "size", "subset", "norm", "eps", "floor", "defense", "variant", "sigma", "preset", "run"]
+    return table.sort_values(order).drop(columns=["floor", "size"]).reset_index(drop=True)
 
 
 def _row(run: Run) -> dict:

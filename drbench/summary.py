@@ -135,6 +135,11 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None, norm: str |
     return table
 
 
+def groups(table: DataFrame, columns: Sequence[str]) -> list[tuple[tuple, DataFrame]]:
+    """Groups by `columns`, which begin with the data set; of its subsets those with most images first."""
+    return sorted(table.groupby(list(columns)), key=lambda group: (group[0][0], -group[1]["images"].max()))
+
+
 def _grid(largest: float, norm: str) -> np.ndarray:
     if norm != "linf":
         return np.arange(math.floor(4 * max(1.0, largest)) + 1) / 4  # quarters are exact in binary
@@ -143,10 +148,10 @@ def _grid(largest: float, norm: str) -> np.ndarray:
 
 
 def position(run: Run) -> tuple:
-    """Sort key of runs: data, floors first, then by name, certifier, sigma and draws."""
+    """Sort key of runs: data, large subsets first, floors first, then by name, certifier, sigma and draws."""
     data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
     rank = FLOORS.index(defense["name"]) if defense["name"] in FLOORS else len(FLOORS)
-    name = data["name"], data["subset"], rank, defense["name"], defense["variant"]
+    name = data["name"], -data["images"], data["subset"], rank, defense["name"], defense["variant"]
     return *name, engine["certifier"] == "cascade", engine["sigma"], scales(engine), engine["n"], place(run)
 
 

@@ -12,7 +12,7 @@ from pandas import DataFrame
 
 from drbench import beside
 from drbench.errors import DrbenchError
-from drbench.summary import COLUMNS, DATA, METHOD, envelope, method_name, split, where
+from drbench.summary import COLUMNS, DATA, METHOD, envelope, groups, method_name, split, where
 
 # mark -> sign in Markdown, sign in LaTeX, meaning; any other flag of a run speaks for itself
 SIGNS = {
@@ -106,11 +106,11 @@ class Group(NamedTuple):
 
 def _groups(table: DataFrame) -> Iterator[Group]:
     single, cascade = split(table)
-    for (dataset, subset, sigma), part in single.groupby([*DATA, "sigma"]):
+    for (dataset, subset, sigma), part in groups(single, [*DATA, "sigma"]):
         yield Group(f"{dataset} {subset}, σ = {sigma:g}", False, _lines(part))
-    for (dataset, subset, sigmas), part in cascade.groupby([*DATA, "sigmas"]):
+    for (dataset, subset, sigmas), part in groups(cascade, [*DATA, "sigmas"]):
         yield Group(f"{dataset} {subset}, cascade over σ = {sigmas}: one classifier", False, _lines(part))
-    for (dataset, subset), part in single.groupby(DATA):
+    for (dataset, subset), part in groups(single, DATA):
         methods = (method for _, method in part.groupby([*METHOD, "noise"], sort=False))
         title = f"{dataset} {subset}, upper envelope over σ: an oracle, not one classifier"
         yield Group(title, True, [_line(envelope(method), method) for method in methods])
@@ -271,9 +271,9 @@ def _notes(table: DataFrame) -> Iterator[str]:
         if row.preset:
             yield f"Protocol {row.preset.translate(MD)}: {names[row.run]}."
     # A log names no subset, so its protocol is compared with all rows of its data set.
-    for columns, groups in ((("n", "n0", "alpha"), ["dataset", "cascade"]),
+    for columns, alike in ((("n", "n0", "alpha"), ["dataset", "cascade"]),
                             (("images", "mode", "protocol", "noise"), [*DATA, "certifier"])):  # fmt: skip
-        for _, part in table.groupby(groups):
+        for _, part in table.groupby(alike):
             for column in columns:
                 most = part[column].max()
                 others = [

@@ -126,7 +126,7 @@ def test_readme_quotes_the_results():
     table = pd.read_csv(ROOT / "results" / "digits" / "certified.csv", keep_default_na=False, dtype={"sigmas": str})
     line = r"^\| (\w+)(?: \(([\w -]+)\))? \| ([\d., ]+) \| ([\d,]+) \|(.*)\|$"
     rows = re.findall(line, (ROOT / "README.md").read_text(), re.M)
-    assert len(rows) == 9
+    assert len(rows) == 12
     for name, variant, sigmas, n, cells in rows:
         own = table[(table.defense == name) & (table.variant == variant) & (table.sigmas == sigmas)]
         assert set(own.n) == {int(n.replace(",", ""))}
