@@ -15,6 +15,7 @@ from pandas import DataFrame
 from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.record import Run
+from drbench.saving import save
 from drbench.summary import certified, common_norm, frame, method_name, where
 
 PROTOCOL = ("certifier", "mode", "n0", "n", "alpha")
@@ -150,12 +151,4 @@ def _section(part: DataFrame) -> Iterator[str]:
 
 def write(table: DataFrame, stem: str | Path) -> list[Path]:
     """Write `<stem>.md` and `<stem>.csv`."""
-    stem = Path(stem)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".md", ".csv")]
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, (render(table), table.to_csv(index=False, lineterminator="\n")), strict=True):
-            path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise DrbenchError(f"cannot write {stem}: {error.strerror}; choose another folder with --out") from error
-    return paths
+    return save(stem, table, render(table))

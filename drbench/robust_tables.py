@@ -13,6 +13,7 @@ from drbench import summary
 from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.robustness import Robustness, robustness
+from drbench.saving import save
 from drbench.tables import MD, TEX
 
 THREAT = ["dataset", "subset", "norm", "eps"]
@@ -132,12 +133,4 @@ def render_latex(table: DataFrame) -> str:
 
 def write(table: DataFrame, stem: str | Path) -> list[Path]:
     """Write `<stem>.md`, `<stem>.csv` (the frame) and `<stem>.tex`; the same records give the same bytes."""
-    stem, csv = Path(stem), table.to_csv(index=False, lineterminator="\n")
-    texts = {".md": render_markdown(table), ".csv": csv, ".tex": render_latex(table)}
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in texts.items():
-            stem.with_name(stem.name + suffix).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise DrbenchError(f"cannot write table {stem}: {error.strerror}; choose another folder with --out") from error
-    return [stem.with_name(stem.name + suffix) for suffix in texts]
+    return save(stem, table, render_markdown(table), render_latex(table))

@@ -148,10 +148,10 @@ def _grid(largest: float, norm: str) -> np.ndarray:
 
 
 def position(run: Run) -> tuple:
-    """Sort key of runs: data, large subsets first, floors first, then by name, certifier, sigma and draws."""
+    """Sort key of runs: data, floors first, then by name, certifier, sigma and draws."""
     data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
     rank = FLOORS.index(defense["name"]) if defense["name"] in FLOORS else len(FLOORS)
-    name = data["name"], -data["images"], data["subset"], rank, defense["name"], defense["variant"]
+    name = data["name"], data["subset"], rank, defense["name"], defense["variant"]
     return *name, engine["certifier"] == "cascade", engine["sigma"], scales(engine), engine["n"], place(run)
 
 

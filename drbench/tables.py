@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pandas import DataFrame
 
 from drbench import beside
-from drbench.errors import DrbenchError
+from drbench.saving import save
 from drbench.summary import COLUMNS, DATA, METHOD, envelope, groups, method_name, split, where
 
 # mark -> sign in Markdown, sign in LaTeX, meaning; any other flag of a run speaks for itself
@@ -320,12 +320,4 @@ def _tex_lines(group: Group) -> Iterator[str]:
 
 def write(table: DataFrame, stem: str | Path, cascades: DataFrame | None = None) -> list[Path]:
     """Write `<stem>.md`, `<stem>.csv` (the frame) and `<stem>.tex`; the same records give the same bytes."""
-    stem, csv = Path(stem), table.to_csv(index=False, lineterminator="\n")
-    texts = {".md": render_markdown(table, cascades), ".csv": csv, ".tex": render_latex(table)}
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for suffix, text in texts.items():
-            stem.with_name(stem.name + suffix).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise DrbenchError(f"cannot write table {stem}: {error.strerror}; choose another folder with --out") from error
-    return [stem.with_name(stem.name + suffix) for suffix in texts]
+    return save(stem, table, render_markdown(table, cascades), render_latex(table))

@@ -137,13 +137,14 @@ def test_marks_and_what_differs_are_in_the_legend(tmp_path):
 
 
 def test_two_data_sets_get_panels_of_their_own(tmp_path):
-    runs = [make_run(tmp_path / "a", [ALL]), make_run(tmp_path / "b", [0, ALL], subset="test/first2")]
-    titles = [axes.get_title() for axes in draw(runs)]
-    assert titles == [
-        "digits test, σ = 0.5", "digits test, envelope over σ (an oracle)",
-        "digits test/first2, σ = 0.5", "digits test/first2, envelope over σ (an oracle)",
+    runs = [make_run(tmp_path / "a", [ALL])]
+    runs += [make_run(tmp_path / f"b{s}", [0, ALL], subset="test/first2", sigma=s) for s in (0.25, 0.5)]
+    assert [axes.get_title() for axes in draw(runs)] == [
+        "digits test/first2, σ = 0.25", "digits test/first2, σ = 0.5",
+        "digits test/first2, envelope over σ (an oracle)",
+        "digits test, σ = 0.5",
     ]  # fmt: skip
-    assert [drawn(axes, 0.5) for axes in draw(runs)] == [100.0, 100.0, 50.0, 50.0]
+    assert [drawn(axes, 0.5) for axes in draw(runs)] == [50.0, 50.0, 50.0, 100.0]
 
 
 def test_nothing_to_draw_and_an_unwritable_place_are_errors(tmp_path):
