@@ -1,0 +1,27 @@
+"""Rows of a method's README, from results/digits/full/robust.csv: python -m benchmarks.robust_rows NAME. No torch."""
+
+import sys
+
+import pandas as pd
+
+from drbench.robust_tables import NORMS
+
+HEAD = "| variant | threat | images | clean | average | majority | worst of 10 | strongest | gradients per image |"
+
+
+def rows(name: str) -> list[str]:
+    """Lines of a Markdown table; accuracies in %, of the average with its 95 % interval over the images."""
+    table = pd.read_csv("results/digits/full/robust.csv", keep_default_na=False)
+    lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
+    for row in table[table["defense"] == name].itertuples():
+        sigma = f"σ = {row.sigma:g}" if row.sigma else ""
+        average, low, high = (f"{100 * share:.1f}" for share in (row.average, row.average_low, row.average_high))
+        cells = [", ".join(filter(None, (row.variant, sigma))) or "–", f"{NORMS[row.norm]} ≤ {row.eps_text}", row.images]
+        cells += [f"{100 * row.clean_average:.1f}", f"{average} [{low}, {high}]", f"{100 * row.majority:.1f}"]
+        cells += [f"{100 * row.worst:.1f}", row.attack, f"{row.gradients:,.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(rows(sys.argv[1])))
