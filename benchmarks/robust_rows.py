@@ -16,7 +16,8 @@ def rows(name: str) -> list[str]:
     for row in table[table["defense"] == name].itertuples():
         sigma = f"σ = {row.sigma:g}" if row.sigma else ""
         average, low, high = (f"{100 * share:.1f}" for share in (row.average, row.average_low, row.average_high))
-        cells = [", ".join(filter(None, (row.variant, sigma))) or "–", f"{NORMS[row.norm]} ≤ {row.eps_text}", row.images]
+        variant = ", ".join(filter(None, (row.variant, sigma))) or "–"
+        cells = [variant, f"{NORMS[row.norm]} ≤ {row.eps_text}", row.images]
         cells += [f"{100 * row.clean_average:.1f}", f"{average} [{low}, {high}]", f"{100 * row.majority:.1f}"]
         cells += [f"{100 * row.worst:.1f}", row.attack, f"{row.gradients:,.0f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")

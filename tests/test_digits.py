@@ -105,7 +105,8 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
 
 def test_tracked_runs_verify():
     folders = record.find([FULL / "runs"])
-    assert len(folders) == 38  # six rows at three noise levels, six trainings of RCM at two, four cascades, four of DC
+    # seven rows at three noise levels, 12 of RCM, 6 of consistency purification, 2 of DiffPure, 4 cascades, 7 of DC
+    assert len(folders) == 52
     for folder in folders:
         run = record.read(folder)
         assert verify.problems(run) == [] and run.complete and run.marks == [], folder

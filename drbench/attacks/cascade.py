@@ -55,6 +55,7 @@ class Cascade(Defense):
             base.require(sigma)
         self.base, self.levels, self.votes, self.p0 = base, sorted(levels, reverse=True), votes, p0
         self.input_shape, self.num_classes, self.sigmas = base.input_shape, base.num_classes, (0.0,)
+        self.train(base.training)
 
     def logits(self, z, sigma, draws):
         self.require(sigma)

@@ -85,6 +85,7 @@ def test_rows_of_a_cascade_are_independent_and_cost_is_declared():
     images = drbench.load_data("digits", subset="first2")
     base = drbench.load_defense("multiscale", images, ["digits/classifier", "digits/denoiser"])
     deployed = Cascade(base, [0.25, 1.0], votes=5)
+    assert not any(module.training for module in deployed.modules())  # as the defense inside: the audit looks
     with torch.no_grad():
         whole = deployed.logits(x, 0.0, draws[:])
         parts = torch.cat([deployed.logits(x[:4], 0.0, draws[:4]), deployed.logits(x[4:], 0.0, draws[4:])])
