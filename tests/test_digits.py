@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import drbench
-from drbench import halting, record, stats, summary, tables, verify, weights
+from benchmarks import robust_rows
+from drbench import halting, record, robust_tables, stats, summary, tables, verify, weights
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
@@ -104,10 +105,11 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
 
 
 def test_tracked_runs_verify():
-    folders = record.find([FULL / "runs"])
+    folders, attacked = record.find([FULL / "runs"]), record.find([FULL / "attacks"])
+    assert len(attacked) == 52  # 22 under noise, 18 without, 3 of a cascade, 2 of DiffPure, 7 of diffusion classifiers
     # seven rows at three noise levels, 12 of RCM, 6 of consistency purification, 2 of DiffPure, 4 cascades, 7 of DC
     assert len(folders) == 52
-    for folder in folders:
+    for folder in [*folders, *attacked]:
         run = record.read(folder)
         assert verify.problems(run) == [] and run.complete and run.marks == [], folder
         assert len(run.rows) == run.header["data"]["images"]
@@ -117,6 +119,17 @@ def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path):
     runs = [record.read(folder) for folder in record.find([FULL / "runs"])]
     for path in tables.write(summary.frame(runs), tmp_path / "certified", halting.frame(runs)):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
+    attacked = [record.read(folder) for folder in record.find([FULL / "attacks"])]
+    for path in robust_tables.write(robust_tables.frame(attacked), tmp_path / "robust"):
+        assert path.read_text() == (FULL / path.name).read_text(), path.name
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "methods").glob("*/README.md")))
+def test_readmes_of_methods_quote_the_attacks(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, lines = (ROOT / "methods" / name / "README.md").read_text(), robust_rows.rows(name)
+    assert (len(lines) > 2) == (name != "constant")  # nothing to attack there
+    assert name == "constant" or "\n".join(lines) in text, f"run `python -m benchmarks.robust_rows {name}`"
 
 
 def test_readme_quotes_the_results():

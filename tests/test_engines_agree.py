@@ -22,7 +22,10 @@ from drbench.attacks.threat import threat
 from drbench.attacks.views import Direct
 
 ROOT = Path(__file__).parents[1]
-RUNS = sorted(path.parent for path in (ROOT / "results" / "digits" / "full" / "runs").rglob("run.json"))
+# Lipschitz radii of estimated logits are no certificates.
+RUNS = sorted(path.parent for path in (ROOT / "results" / "digits" / "full" / "runs").rglob("run.json")
+              if "lipschitz" not in path.parent.name)  # fmt: skip
+DEAR = ("densepure", "diffusion_classifier", "diffpure")  # many network calls a gradient
 ALPHA = 0.001  # of the test that contradicts a certificate
 INSIDE = 0.999  # of the radius: rounding must not decide
 
@@ -104,7 +107,8 @@ def test_no_example_inside_a_certified_radius_of_any_row():
 
 @pytest.mark.slow
 def test_no_example_inside_a_certified_radius_with_more_images_and_a_stronger_attack():
-    inside([folder for folder in RUNS if "densepure" not in str(folder)], 6, steps=20, draws=32, votes=200)
+    cheap = [folder for folder in RUNS if not any(name in folder.parent.name for name in DEAR)]
+    inside(cheap, 6, steps=20, draws=32, votes=200)
 
 
 @pytest.mark.parametrize("name", ["noise_augmented/sigma0.25-*", "multiscale-tuned-denoiser/*"])
