@@ -125,7 +125,7 @@ def command(out, *overrides):
 
 def children(pid):
     """Worker processes of a process: those that Python spawned for it, not its resource tracker."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True)
+    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True)
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
 
 
