@@ -37,10 +37,12 @@ def _draw(table: DataFrame) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, ((dataset, subset, norm), part) in zip(grid.flat, panels, strict=False):
+        here = list(dict.fromkeys(part[LINE].itertuples(index=False, name=None)))
         for number, key in enumerate(keys):
             line = part[(part[LINE] == pd.Series(key, LINE)).all(axis=1)].sort_values("eps")
             if len(line):
-                beside = 0.006 * part["eps"].max() * (number - (len(keys) - 1) / 2)  # bars must not hide each other
+                # bars must not hide each other
+                beside = 0.005 * part["eps"].max() * (here.index(key) - (len(here) - 1) / 2)
                 colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
                 bars = _curves(axes, line, beside, colour, marker)
                 drawn.setdefault(key, bars)
