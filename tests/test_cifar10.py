@@ -103,7 +103,7 @@ def test_consistency(tmp_path, capsys, few_images):
     assert run.header["defense"]["nfe"] == {"denoiser": 5.0, "classifier": 1.0} and run.header["defense"]["randomized"]
 
 
-def test_diffusion_classifier(tmp_path, capsys):
+def test_diffusion_classifier(tmp_path, capsys, few_images):
     """A tiny network, trained for a few steps, certified by APNDC and attacked as RDC."""
     checkpoint, sizes = tmp_path / "denoiser.safetensors", "defense.args.channels=[8,16]"
     words = [
@@ -120,6 +120,6 @@ def test_diffusion_classifier(tmp_path, capsys):
     runs = certified(capsys, "benchmarks/cifar10/rdc.yaml", *words)
     assert [run.header["defense"]["nfe"] for run in runs] == [{"denoiser": 21.0}] * 3
     words = [*HERE, "data.subset=first2", "attack.attacks=[{attack: pgd, loss: margin, steps: 2, draws: 1}]",
-             "attack.evaluations=10", "attack.select=2", *few]  # fmt: skip
+             "attack.evaluations=10", "attack.select=2", "attack.audit=0", *few]  # fmt: skip
     runs = certified(capsys, "benchmarks/cifar10/attack/rdc.yaml", *words)
     assert [run.header["engine"]["norm"] for run in runs] == ["linf", "l2"]
