@@ -45,7 +45,7 @@ class Certify:
     kind: str = "gaussian"  # gaussian | cascade | lipschitz
     mode: str = "fixed"  # fixed | curtailed | sequential | hybrid, see `drbench.stopping`
     radii: list[float] | None = None  # targets of the other modes, pixel units; null: 0, 0.25, ... to the ceiling
-    give_up: float = 0.01  # sequential, hybrid: chance to stop too early on an image that would reach a target
+    give_up: float = 0.01  # sequential, hybrid: a target is given up when n draws would reach it with less chance
     sigma: float = 0.5  # pixel units; of a cascade its largest scale, filled in
     sigmas: list[float] | None = None  # cascade: scales, increasing
     p0: float = 0.5  # cascade: the first scale with a class above p0 decides

@@ -22,27 +22,18 @@ def log_e_above(votes: int, draws: int, share: float) -> float:
     Mean <= 1 for every true share <= `share`: with q >= share >= p, one step has the mean
     p q / share + (1 - p)(1 - q) / (1 - share) <= 1.
     """
-    return _log_e(votes, draws, share, above=True)
-
-
-def log_e_below(votes: int, draws: int, share: float) -> float:
-    """ln of the e-process against "the true share is at least `share`"."""
-    return _log_e(votes, draws, share, above=False)
-
-
-def _log_e(votes: int, draws: int, share: float, above: bool) -> float:
     if not (0 <= votes <= draws and 0 < share < 1):
         raise DrbenchError(f"expected 0 <= votes <= draws and a share in (0, 1), got {votes}, {draws}, {share}")
     hits, misses = votes + 0.5, draws - votes + 0.5
     mixture = special.betaln(hits, misses) - special.betaln(0.5, 0.5)
-    mass = _log_tail(hits, misses, share, above) - _log_tail(0.5, 0.5, share, above)
+    mass = _log_tail(hits, misses, share) - _log_tail(0.5, 0.5, share)
     likelihood = special.xlogy(votes, share) + special.xlog1py(draws - votes, -share)
     return float(mixture + mass - likelihood)
 
 
-def _log_tail(hits: float, misses: float, share: float, above: bool) -> float:
-    """ln P(Beta(hits, misses) > share), or of the other tail; also where the probability itself underflows."""
-    tail = special.betaincc(hits, misses, share) if above else special.betainc(hits, misses, share)
+def _log_tail(hits: float, misses: float, share: float) -> float:
+    """ln P(Beta(hits, misses) > share); also where the probability itself underflows."""
+    tail = special.betaincc(hits, misses, share)
     if tail > 1e-280:
         return math.log(tail)
     # Far out, the tail is its leading term: density at the cut over the slope of its logarithm.
@@ -69,11 +60,6 @@ def share_above(votes: int, draws: int, alpha: float) -> float:
     if excess(low) < 0:
         return 0.0
     return top if excess(top) >= 0 else float(optimize.brentq(excess, low, top, xtol=1e-15))
-
-
-def share_below(votes: int, draws: int, alpha: float) -> float:
-    """Upper limit of the true share that may be looked at after every draw: P(ever below it) <= alpha."""
-    return 1 - share_above(draws - votes, draws, alpha)
 
 
 def checkpoints(most: int, block: int = 100, growth: float = 1.1) -> list[int]:

@@ -22,18 +22,18 @@ MARGIN = 2.33  # standard deviations that a forecast must leave: it is exceeded 
 class Rule(NamedTuple):
     """When to stop drawing, as integers; decisions are taken at `points` only, so they depend on the counts alone.
 
-    points : (P,) numbers of draws. reached, refuted : (P, T) for each of T targets the fewest votes that reach it, and
-    the most votes that rule it out. final : (T,) fewest votes of the whole budget that reach it in mode fixed.
+    points : (P,) numbers of draws. reached, hopeless : (P, T) for each of T targets the fewest votes that reach it, and
+    the most after which it is given up. final : (T,) fewest votes of the whole budget that reach it in mode fixed.
     """
 
     points: np.ndarray
     reached: np.ndarray
-    refuted: np.ndarray
+    hopeless: np.ndarray
     final: np.ndarray
 
     def open_targets(self, votes: int, point: int) -> np.ndarray:
         """(T,) which targets are not settled by these votes at `points[point]`."""
-        return (votes < self.reached[point]) & (votes > self.refuted[point])
+        return (votes < self.reached[point]) & (votes > self.hopeless[point])
 
     def stops(self, votes: int, point: int) -> bool:
         """Whether all targets are settled at `points[point]`; always at the last one."""
@@ -47,7 +47,7 @@ class Rule(NamedTuple):
             max(0, votes - int(self.points[point] - self.points[point - 1])),
             min(votes, int(self.points[point - 1])),
         )
-        low = np.maximum(self.refuted[point - 1] + 1, least)
+        low = np.maximum(self.hopeless[point - 1] + 1, least)
         high = np.minimum(self.reached[point - 1] - 1, most)
         return bool((low <= high).any())
 
@@ -90,19 +90,12 @@ class Table:
         """Share of the images by which the column that rises most may still rise, by the forecast."""
         votes, points = (np.array(part, int).reshape(-1, 1) for part in zip(*images, *self.ended, strict=True))
         at = points[:, 0]
-        open_ = (votes < self.rule.reached[at]) & (votes > self.rule.refuted[at])
-        chance = np.where(open_, self._chance(votes, self.rule.points[points]), 0.0)
+        open_ = (votes < self.rule.reached[at]) & (votes > self.rule.hopeless[at])
+        chance = np.where(
+            open_, _chance(votes, self.rule.points[points], self.rule.final, int(self.rule.points[-1])), 0.0
+        )
         most = np.minimum(chance.sum(0) + MARGIN * np.sqrt((chance * (1 - chance)).sum(0)), open_.sum(0))
         return float(most.max(initial=0.0) / self.total)
-
-    def _chance(self, votes: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """(I, T) normal approximation of P(final votes >= `rule.final`), beta-binomial given `votes` of `draws`."""
-        left, hits, misses = self.rule.points[-1] - draws, votes + 0.5, draws - votes + 0.5
-        share = hits / (draws + 1)
-        spread = np.sqrt(left * share * misses / (draws + 1) * (draws + 1 + left) / (draws + 2))
-        lead = votes + left * share - self.rule.final + 0.5
-        chance = special.ndtr(lead / np.maximum(spread, 1e-9))
-        return np.where(self.rule.final > self.rule.points[-1], 0.0, chance)
 
 
 def rule(
@@ -120,27 +113,57 @@ def rule(
 
     curtailed : stops as soon as the remaining draws of the budget cannot change what a fixed-size test says about any
         target: the same decisions as `fixed`.
-    sequential, hybrid : stops when each target is reached by the anytime lower limit, or ruled out by the anytime upper
-        limit at level `give_up`, which costs certified accuracy and never soundness.
+    sequential, hybrid : stops when each target is reached by the anytime lower limit, or when the whole budget would
+        reach it with a chance below `give_up` only, by the forecast of `_chance`. Giving up costs certified accuracy
+        and never soundness, so a forecast is enough, and far cheaper than a proof that the share is too small.
     """
-    points = checkpoints(budget, block)
-    reached, refuted = (np.empty((len(points), len(radii_over_sigma)), np.int64) for _ in range(2))
-    found = (stats.smallest_votes(budget, alpha, radius, noise) for radius in radii_over_sigma)
-    final = np.array([budget + 1 if needed is None else needed for needed in found], int)
+    points = np.array(checkpoints(budget, block))
+    reached, hopeless = (np.empty((len(points), len(radii_over_sigma)), np.int64) for _ in range(2))
+    final = np.array([_needed(budget, alpha, radius, noise) for radius in radii_over_sigma], int)
     for target, radius in enumerate(radii_over_sigma):
         if mode == "curtailed":
             reached[:, target] = final[target]
-            refuted[:, target] = np.array(points) - (budget - final[target]) - 1
+            hopeless[:, target] = points - (budget - final[target]) - 1
             continue
         if radius > stats.ceiling_radius(budget, alpha, 1.0, noise):  # beyond what any votes can show
-            reached[:, target], refuted[:, target] = budget + 1, budget
+            reached[:, target], hopeless[:, target] = budget + 1, budget
             continue
-        tail, level = noises.NOISES[noise].tail(radius), stats.MODES[mode] * alpha
-        for point, draws in enumerate(points):
-            reached[point, target] = _fewest(draws, 1 - tail, _shows(draws, 1 - tail, level, points, sequence))
-            # Votes that rule out "at least 1 - tail" are misses that rule out "at most tail".
-            refuted[point, target] = draws - _fewest(draws, tail, _shows(draws, tail, give_up, points, sequence))
-    return Rule(np.array(points), reached, refuted, final)
+        share, level = 1 - noises.NOISES[noise].tail(radius), stats.MODES[mode] * alpha
+        shows = [_shows(int(draws), share, level, points.tolist(), sequence) for draws in points]
+        reached[:, target] = [_fewest(int(draws), share, each) for draws, each in zip(points, shows, strict=True)]
+        last = reached[-1, target]
+        if mode == "hybrid":
+            last = min(last, _needed(budget, (1 - stats.MODES[mode]) * alpha, radius, noise))
+        hopeless[:, target] = _most_hopeless(points, last, give_up)
+    return Rule(points, reached, hopeless, final)
+
+
+def _needed(budget: int, alpha: float, radius: float, noise: str) -> int:
+    """Fewest votes of the whole budget with which a test of fixed size reaches a radius; budget + 1 if none do."""
+    found = stats.smallest_votes(budget, alpha, radius, noise)
+    return budget + 1 if found is None else found
+
+
+def _most_hopeless(points: np.ndarray, final: int, give_up: float) -> np.ndarray:
+    """(P,) at each checkpoint the most votes with a chance below `give_up` of `final` votes at the last; -1: none."""
+    low, high = np.full(len(points), -1), np.minimum(points, final - 1)
+    while (low < high).any():
+        middle = (low + high + 1) // 2
+        hopeless = _chance(middle, points, final, int(points[-1])) < give_up
+        low, high = np.where(hopeless, middle, low), np.where(hopeless, high, middle - 1)
+    return low
+
+
+def _chance(votes: np.ndarray, draws: np.ndarray, final: np.ndarray | int, budget: int) -> np.ndarray:
+    """P(at least `final` votes of the budget), given `votes` of `draws`; arrays broadcast.
+
+    Normal approximation of the beta-binomial that follows from Beta(1/2, 1/2) before the first draw.
+    """
+    left, hits, misses = budget - draws, votes + 0.5, draws - votes + 0.5
+    share = hits / (draws + 1)
+    spread = np.sqrt(left * share * misses / (draws + 1) * (draws + 1 + left) / (draws + 2))
+    lead = votes + left * share - final + 0.5
+    return np.where(votes + left < final, 0.0, special.ndtr(lead / np.maximum(spread, 1e-9)))
 
 
 def _shows(draws: int, share: float, level: float, points: Sequence[int], sequence: str) -> Callable[[int], bool]:
