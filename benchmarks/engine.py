@@ -9,7 +9,8 @@ rounds of a quotient of two neighbouring measurements, so that slow drifts of th
     inline     the same in threads of one process: `run.executor=inline`, and `drbench.certify` in a notebook
     plain      one image at a time: repeat, randn_like, argmax, count on the host (Cohen et al. 2019 as usually written)
 
-Bare and plain are measured at several batch sizes; their best one counts.
+Bare and plain are measured at several batch sizes; their best one counts. Then the modes that stop early, per draw that
+they make: `processes` in each mode against bare forward passes of as many rows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from drbench.jobs import Certification, prepare
 
 SIGMA, N0, ROUNDS = 0.5, 100, 5
 BATCHES = (100, 400, 1000, 4000)
+MODES = ("curtailed", "sequential", "hybrid")
 CASES = (
     # title, benchmark file, images, n, limit of processes / bare
     ("tiny CNN", "undefended", 8, 25_000, 1.25),
@@ -45,9 +47,10 @@ def bare(defense: Defense, rows: int, batch: int) -> None:
         defense.logits(z, SIGMA, draws)
 
 
-def engine(executor: executors.Executor, job: Certification) -> None:
-    for _ in executor.run(job, Units(range(job.images), 1)):
-        pass
+def engine(executor: executors.Executor, job: Certification) -> int:
+    """Certify the images of a job; number of draws."""
+    stages = (answer.row.evidence.stages[0] for answer in executor.run(job, Units(range(job.images), 1)))
+    return sum(stage.n0 + stage.n for stage in stages)
 
 
 @torch.inference_mode()
@@ -70,14 +73,19 @@ def seconds(work, *args) -> float:
     return time.perf_counter() - start
 
 
-def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
-    overrides = [f"certify.sigma={SIGMA}", f"certify.n={n}", f"certify.n0={N0}", f"data.subset=first{count}"]
-    (cell,) = config.load(weights.home() / "benchmarks" / "digits" / f"{name}.yaml", overrides)
+def prepared(name: str, count: int, n: int, *overrides: str):
+    """Defense, images and job of a benchmark file, with the batch size that is found."""
+    words = [f"certify.sigma={SIGMA}", f"certify.n={n}", f"certify.n0={N0}", f"data.subset=first{count}", *overrides]
+    (cell,) = config.load(weights.home() / "benchmarks" / "digits" / f"{name}.yaml", words)
     images = build.images(cell)
     defense = prepare(cell, images, {})
     batch = find_batch_rows(defense, SIGMA)
-    rows = count * (N0 + n)
-    job = Certification(OmegaConf.to_container(cell), batch, count)
+    return defense, images, Certification(OmegaConf.to_container(cell), batch, count)
+
+
+def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
+    defense, images, job = prepared(name, count, n)
+    batch, rows = job.batch_rows, count * (N0 + n)
     ours = {kind: executors.make(kind, torch.get_num_threads(), None, {}) for kind in ("processes", "inline")}
     for executor in ours.values():
         engine(executor, job)  # workers start, networks warm up
@@ -105,6 +113,24 @@ def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
     bar = "  (limit 1.0: never slower)"
     print(f"  {best['plain']} (its best) / processes  {ratio(best['plain'], 'processes'):.3f}{bar}")
     print(f"  plain 1000 / processes  {ratio('plain 1000', 'processes'):.3f}")
+    measure_modes(name, 8 * count, n, int(best["bare"].split()[1]), limit)
+
+
+def measure_modes(name: str, count: int, n: int, batch: int, limit: float) -> None:
+    """Seconds per draw of the modes that stop early, against bare forward passes at their best batch size."""
+    executor = executors.make("processes", torch.get_num_threads(), None, {})
+    for mode in MODES:
+        defense, _, job = prepared(name, count, n, f"certify.mode={mode}")
+        engine(executor, job)
+        ratios = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            rows = engine(executor, job)
+            spent = time.perf_counter() - start
+            ratios.append(spent / (seconds(bare, defense, rows, batch) * rows / (rows // batch * batch)))
+        share = rows / (count * (N0 + n))
+        print(f"  {mode} / bare, per draw  {statistics.median(ratios):.3f}  (limit {limit}; draws {share:.0%} of n)")
+    executor.close()
 
 
 if __name__ == "__main__":
