@@ -111,7 +111,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
+        | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting", "halting"}
+        | {"head_to_head", "head_to_head_tables", "logs", "pareto"}
         | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
         | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
