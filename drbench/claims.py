@@ -17,9 +17,10 @@ from pandas import DataFrame
 
 from drbench import weights
 from drbench.errors import DrbenchError, did_you_mean
-from drbench.paired import Bench, Effect, NotTested, Side
+from drbench.paired import Bench, Effect
 from drbench.per_image import COSTS, MEASURES
 from drbench.record import Run
+from drbench.sides import NotTested, Side
 
 COLUMNS = [
     "key", "paper", "statement", "source", "published", "dataset", "verdict", "effect", "low", "high", "unit",

@@ -101,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
             made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
+            made.add_argument(
+                "--head-to-head", action="store_true", help="all rows at the same draws, with their costs"
+            )
         made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
     made = verb("claims", "what the papers claim, and what runs say: verdicts as Markdown, CSV and LaTeX")
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders of both tasks, or folders above them")
@@ -323,6 +326,12 @@ def _table(args) -> None:
             print(compare.render(differences))
         else:
             print(*compare.write(differences, args.out))
+        return
+    if args.head_to_head:
+        from drbench import head_to_head, head_to_head_tables
+
+        page = head_to_head.frame([record.read(folder) for folder in record.find(args.paths)])
+        print(*(head_to_head_tables.write(page, args.out) if args.out else [head_to_head_tables.render_markdown(page)]))
         return
     runs, task = _runs_of_one_task(args.paths)
     if task == "attack":
