@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -74,31 +75,36 @@ def _by_row(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 def _certified(runs: Sequence[Run]) -> Iterator[dict]:
     """For each noise level, and each set of images of some row, all rows that have these images, at equal draws."""
-    single, bench = [run for run in runs if thinning.can_thin(run)], Bench(runs)
-    for sigma, group in _grouped(single, lambda run: run.header["engine"]["sigma"]):
+    for condition, group in _grouped([run for run in runs if thinning.can_thin(run)], _condition):
         for place, images in enumerate(sorted({frozenset(run.rows) for run in group}, key=_size, reverse=True)):
             rows = [run for run in group if images <= run.rows.keys()]
             fewest = min(run.header["engine"]["n"] for run in rows)
             many = [run for run in rows if run.header["engine"]["n"] >= FAIR > fewest and place == 0]
             for part in filter(None, (rows, many)):
-                yield from _table(f"σ = {sigma:g}", part, images, bench)
-    cascades = [run for run in runs if run.header["engine"]["certifier"] == "cascade"]
-    for levels, group in _grouped(cascades, lambda run: summary.scales(run.header["engine"])):
+                yield from _table(condition, part, images)
+    for condition, group in _grouped(
+        [run for run in runs if run.header["engine"]["certifier"] == "cascade"], _condition
+    ):
         images = frozenset.intersection(*(frozenset(run.rows) for run in group))
         if images:
-            yield from _table(f"cascade over σ = {levels}", group, images, bench)
+            yield from _table(f"cascade over {condition}", group, images)
+
+
+def _condition(run: Run) -> str:
+    engine = run.header["engine"]
+    noise = "" if stats.noise(engine) == "gaussian" else f", {stats.noise(engine)} noise"
+    return f"σ = {summary.scales(engine)}{noise}, alpha = {engine['alpha']:g}"
 
 
 def _size(images: frozenset) -> tuple:
     return len(images), sorted(map(str, images))
 
 
-def _table(condition: str, runs: Sequence[Run], images: frozenset, bench: Bench) -> Iterator[dict]:
+def _table(condition: str, runs: Sequence[Run], images: frozenset) -> Iterator[dict]:
     draws = min(run.header["engine"]["n"] for run in runs)
     for name, trained in _rows(runs):
-        wanted = [image_id for image_id in trained[0].wanted if image_id in images]
-        found = [bench.values(run, "certified", draws).loc[wanted] for run in trained]
-        reach = min(summary.reach(bench.at(run, draws)) for run in trained)
+        part = [_part(run, images, draws) for run in trained]
+        found, reach = [per_image.values(run, "certified") for run in part], min(map(summary.reach, part))
         facts = {"section": "certified", "condition": condition, "images": len(images), "draws": draws, "row": name,
                  "seeds": len(trained), "marks": _marks(trained), "note": _noise(trained)}  # fmt: skip
         for radius in RADII:
@@ -106,6 +112,12 @@ def _table(condition: str, runs: Sequence[Run], images: frozenset, bench: Bench)
                 hits = [(each >= radius).astype(float) for each in found]
                 yield facts | {"quantity": f"r = {radius:g}"} | _estimate(hits)
         yield facts | {"quantity": "ACR"} | _estimate([each.clip(lower=0) for each in found], share=False)
+
+
+def _part(run: Run, images: frozenset, draws: int) -> Run:
+    """The run on these images, at so many draws if it has more."""
+    run = replace(run, rows={image_id: run.rows[image_id] for image_id in run.wanted if image_id in images})
+    return thinning.thinned(run, draws) if thinning.can_thin(run) else run
 
 
 def _estimate(numbers: list[Series], share: bool = True) -> dict:

@@ -108,12 +108,15 @@ def costs(side: Trainings) -> str:
 
 
 def remarks(sides: Sequence[Trainings], runs: Sequence[Run]) -> Iterator[str]:
-    """Words on attacks of unequal strength, and on runs that were passed over for better ones of the same row."""
+    """Words on protocols that differ, and on runs that were passed over for better ones of the same row."""
     chosen = [run for side in sides for run in every(side)]
-    if all(run.task == "attack" for run in chosen):
-        presets = [" and ".join(sorted({run.header["engine"]["preset"] for run in every(side)})) for side in sides]
-        if len(set(presets)) > 1:
-            yield "attacks: " + ", ".join(f"{name} {preset}" for name, preset in zip("AB", presets, strict=True))
+    for key, word in (("preset", "attack preset"), ("n0", "selection draws"), ("alpha", "alpha")):
+        each = [
+            sorted({run.header["engine"][key] for run in every(side) if key in run.header["engine"]}) for side in sides
+        ]
+        if len({value for values in each for value in values}) > 1:
+            values = (f"{name} {' and '.join(map(str, given))}" for name, given in zip("AB", each, strict=False))
+            yield f"{word}: {', '.join(values)}"
     alike, folders = {_kind(run) for run in chosen}, {run.folder for run in chosen}
     others = sorted(summary.place(run) for run in runs if run.folder not in folders and _kind(run) in alike)
     if others:

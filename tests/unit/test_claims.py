@@ -99,6 +99,15 @@ def test_equal_draws(judge, tmp_path):
     assert judge(many, few, radii=[0, 1.5]).note.startswith("above; σ 0.5, r 0, at 1,000")  # 1.5 is out of reach
 
 
+def test_other_protocols_are_named_or_refused(judge, tmp_path):
+    ours = make_run(tmp_path / "a", [990] * 9, defense="ours")
+    odd = make_run(tmp_path / "c", [400] * 9, defense="theirs", alpha=0.05, n0=10)
+    note = judge(ours, odd).note
+    assert "alpha: A 0.001, B 0.05" in note and "selection draws: A 100, B 10" in note
+    laplace = odd.header["engine"] | {"options": {"noise": "laplace"}}
+    assert "different norms, l1 and l2" in judge(ours, replace(odd, header=odd.header | {"engine": laplace})).note
+
+
 def test_seeds_are_resampled_and_named(judge, tmp_path):
     theirs = make_run(tmp_path / "b", [990] * 50 + [400] * 50, defense="theirs")
     ours = [
@@ -135,7 +144,11 @@ def test_attacks(judge, tmp_path):
     ours = make_attack(tmp_path / "a", [10] * 12, defense="ours", preset="own")
     theirs = make_attack(tmp_path / "b", [5] * 12 + [0] * 8, defense="theirs")
     row = judge(ours, theirs, measure="robust", threats={"digits": ["linf 2/16"]})
-    assert (row.verdict, row.effect, row.images) == ("holds", 50.0, 12) and "attacks: A own, B standard" in row.note
+    assert (row.verdict, row.effect, row.images) == (
+        "holds",
+        50.0,
+        12,
+    ) and "attack preset: A own, B standard" in row.note
     assert judge(ours, theirs, measure="clean", threats=["linf 1/8"], relation="close", margin=25).verdict == "holds"
     assert judge(ours, theirs, measure="robust", threats=["linf 1/16"]).verdict == "not tested"
 

@@ -34,12 +34,18 @@ def test_rows_of_a_table_have_the_same_images_and_draws(runs):
     certified = numbers(table, section="certified", quantity="r = 0")
     found = [(row.condition, row.images, row.draws, row.row, row.seeds) for row in certified.itertuples()]
     assert found == [
-        ("σ = 0.5", 10, 2000, "denoised (one_shot)", 1),
-        ("σ = 0.5", 10, 2000, "rcm", 3),
-        ("σ = 0.5", 4, 100, "denoised (densepure-3x3)", 1),  # the four images that all have, at its draws
-        ("σ = 0.5", 4, 100, "denoised (one_shot)", 1),
-        ("σ = 0.5", 4, 100, "rcm", 3),
-        ("cascade over σ = 1, 0.25", 5, 1000, "multiscale", 1),
+        ("σ = 0.5, alpha = 0.001", 10, 2000, "denoised (one_shot)", 1),
+        ("σ = 0.5, alpha = 0.001", 10, 2000, "rcm", 3),
+        (
+            "σ = 0.5, alpha = 0.001",
+            4,
+            100,
+            "denoised (densepure-3x3)",
+            1,
+        ),  # the four images that all have, at its draws
+        ("σ = 0.5, alpha = 0.001", 4, 100, "denoised (one_shot)", 1),
+        ("σ = 0.5, alpha = 0.001", 4, 100, "rcm", 3),
+        ("cascade over σ = 1, 0.25, alpha = 0.001", 5, 1000, "multiscale", 1),
     ]
     (row,) = numbers(certified, row="denoised (one_shot)", images=10).itertuples()
     assert (row.value, row.low, row.high) == (0.8, *(round(each, 6) for each in stats.interval(8, 10)))
@@ -70,7 +76,7 @@ def test_pages(runs, tmp_path):
     paths = head_to_head_tables.write(table, tmp_path / "page")
     text = paths[0].read_text()
     assert "| rcm (3 seeds) | 80.0 [" in text and "| denoised (densepure-3x3) | σ = 0.5 | 12 |" in text
-    assert "## digits, σ = 0.5: 4 images, 100 draws each" in text and "62.5 \\[" in text
+    assert "## digits, σ = 0.5, alpha = 0.001: 4 images, 100 draws each" in text and "62.5 \\[" in text
     again = head_to_head_tables.write(head_to_head.frame(runs[::-1]), tmp_path / "again")
     assert [path.read_text() for path in again] == [path.read_text() for path in paths]
     evil = make_run(tmp_path / "evil", [990] * 10, defense="x|<b>", variant="\\input{x}", n=2000)
