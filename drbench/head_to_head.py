@@ -44,7 +44,9 @@ def frame(runs: Sequence[Run]) -> DataFrame:
         attacked = [run for run in own if run.task == "attack"]
         parts = (*_budgets(own), *_certified(certified), *_robust(attacked), *_factors(certified))
         lines += [{"dataset": dataset} | line for line in parts]
-    return DataFrame(lines, columns=COLUMNS)
+    table = DataFrame(lines, columns=COLUMNS)
+    digits = {name: table[name].map(lambda number: float(f"{number:.6g}")) for name in ("value", "low", "high")}
+    return table.assign(**digits)  # six digits: the same on every machine
 
 
 def row_name(run: Run) -> str:
@@ -127,7 +129,7 @@ def _estimate(numbers: list[Series], share: bool = True) -> dict:
         low, high = stats.interval(int(values[0].sum()), values.shape[1])
     else:
         low, high = paired_stats.interval(values)
-    return {"value": round(float(values.mean()), 6), "low": round(low, 6), "high": round(high, 6)}
+    return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def _robust(runs: Sequence[Run]) -> Iterator[dict]:
@@ -174,11 +176,11 @@ def _factors(runs: Sequence[Run]) -> Iterator[dict]:
                 means[measure].append(found.effect)
             quoted = next((text for start, text in printed.items() if start and _plain(name).startswith(start)), "")
             yield {"section": "factor", "condition": "σ = " + ", ".join(f"{sigma:g}" for sigma in shared), "row": name,
-                   "quantity": measure, "value": round(found.effect, 6), "low": round(found.low, 6),
-                   "high": round(found.high, 6), "marks": found.marks, "note": quoted}  # fmt: skip
+                   "quantity": measure, "value": found.effect, "low": found.low, "high": found.high,
+                   "marks": found.marks, "note": quoted}  # fmt: skip
     for measure, factors in means.items():
         if factors:
-            value = round(float(np.mean(factors)), 6)
+            value = float(np.mean(factors))
             yield {"section": "factor", "row": f"mean over {' and '.join(IN_MEAN)}", "quantity": measure,
                    "value": value, "low": value, "high": value, "condition": "", "marks": "",
                    "note": printed[""]}  # fmt: skip

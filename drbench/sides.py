@@ -22,7 +22,8 @@ class NotTested(Exception):
 class Side(NamedTuple):
     """The runs of one side.
 
-    rows : names as tables print them, `*` for any text; each match is a training (of costs: or another row).
+    rows : names as tables print them, `*` for any text; each match is a training (of costs: or another row). Of
+        alternatives, `one | other`, the first counts that there is a run of: rows have other names on other data sets.
     sigma : its own noise level, `CASCADE`, or None for those of the comparison.
     """
 
@@ -56,9 +57,10 @@ class Side(NamedTuple):
     def trainings(self, runs: Sequence[Run], conditions: Sequence) -> Trainings:
         """The best run of each training under each condition; `NotTested` if there is no training with all of them."""
         found: dict[str, list[Run | None]] = {}
+        own = self._replace(rows=tuple(_alternative(row, runs) for row in self.rows))
         for run in sorted(runs, key=worth):
             for place, condition in enumerate(conditions):
-                if self.fits(run, condition):
+                if own.fits(run, condition):
                     found.setdefault(title(run), [None] * len(conditions))[place] = run  # the best come last
         whole = {name: each for name, each in sorted(found.items()) if all(each)}
         if not whole:
@@ -67,6 +69,11 @@ class Side(NamedTuple):
             kind = "attack on" if MEASURES[self.measure].task == "attack" else "certification of"
             raise NotTested(f"no {kind} {' or '.join(self.rows)}: {', '.join(lacking) or 'at all of these at once'}")
         return whole
+
+
+def _alternative(row: str, runs: Sequence[Run]) -> str:
+    patterns = row.split(" | ")
+    return next((each for each in patterns if any(fnmatchcase(title(run), each) for run in runs)), patterns[0])
 
 
 def title(run: Run) -> str:

@@ -121,6 +121,12 @@ def test_seeds_are_resampled_and_named(judge, tmp_path):
     assert alone.effect == 10.0 and row.high - row.low > alone.high - alone.low  # training is part of the interval
 
 
+def test_of_alternatives_the_first_with_runs_counts(judge, tmp_path):
+    ours, theirs = pair(tmp_path, [990] * 40, [400] * 40)
+    assert judge(ours, theirs, a="ours (B) | ours | theirs").verdict == "holds"
+    assert judge(ours, theirs, a="x | y").note == "no certification of x | y: σ 0.5"
+
+
 def test_costs_are_factors_of_counted_calls_and_seconds(judge, tmp_path):
     ours = make_run(tmp_path / "a", [990] * 5, defense="ours", seconds=1.0)
     theirs = [
