@@ -1,8 +1,8 @@
-"""The tables of methods/diffusion_classifier/README.md: python -m benchmarks.diffusion_classifier_claims [RUNS]
+"""Tables of methods/diffusion_classifier/README.md: python -m benchmarks.diffusion_classifier_claims
 
-First what clean images tell: accuracy and counted network evaluations of each form, shared noise, weights and levels,
-randomness. Then robust accuracy, from the recorded attack runs below RUNS (default: results/digits/full). All 500 test
-images, differences paired by image; thresholds are calibrated on validation images.
+What clean images tell: accuracy and counted network evaluations of each form, shared noise, weights and levels,
+randomness. All 500 test images, differences paired by image; thresholds are calibrated on validation images. Claims on
+recorded runs are judged by `drbench claims`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drbench import load_data, load_defense, record, stats
+from drbench import load_data, load_defense, stats
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.cost import Evaluations
 from methods.diffusion_classifier import pruning
@@ -153,38 +153,10 @@ def gradients(images) -> Iterator[str]:
         yield f"{name}, multi-head: cosine of gradients under different noises {cosine:.3f}"
 
 
-def robust(paths: list[str]) -> Iterator[str]:
-    """Recorded attacks: average robust accuracy, and differences to the DC of the same threat."""
-    runs = [record.read(folder) for folder in record.find(paths)]
-    runs = [run for run in runs if run.task == "attack" and run.complete
-            and run.header["defense"]["name"] == "diffusion_classifier"]  # fmt: skip
-    found = {}
-    for run in runs:
-        engine, rows = run.header["engine"], list(run.ordered())
-        n = rows[0].evidence.clean.count
-        values = [
-            np.array([1 - getattr(row.evidence, which).wrong(row.label) / n for row in rows])
-            for which in ("clean", "adversarial")
-        ]
-        found[engine["norm"], f"{engine['eps']:g}", run.header["defense"]["variant"]] = values
-    yield "| threat | form | clean, % | robust, % | robust minus that of DC, multi-head |"
-    yield "|---|---|---|---|---|"
-    for (norm, eps, variant), (before, after) in sorted(found.items()):
-        low, high = stats.bootstrap_mean(after)
-        cells = [f"{norm} {eps}", variant, f"{100 * before.mean():.1f}",
-                 f"{100 * after.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"]  # fmt: skip
-        base = found.get((norm, eps, "DC, multi-head"))
-        if base is not None and len(base[1]) == len(after):
-            low, high = stats.bootstrap_mean(after - base[1])
-            cells.append(f"{100 * (after - base[1]).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
-        yield f"| {' | '.join(cells)} |"
-
-
-def main(paths: list[str]) -> int:
+def main() -> int:
     images = load_data("digits", "test")
     try:
-        for part in (clean(images), sharing(images), weighting(images), gradients(images),
-                     robust(paths or ["results/digits/full"])):  # fmt: skip
+        for part in (clean(images), sharing(images), weighting(images), gradients(images)):
             for line in part:
                 print(line, flush=True)
             print()
@@ -195,4 +167,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

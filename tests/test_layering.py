@@ -43,6 +43,19 @@ MAY_IMPORT = {
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "saving": (LEAVES, {"pandas"}),
     "compare": (LEAVES | {"record", "saving", "stats", "summary"}, {"pandas"}),
+    "thinning": (LEAVES | {"evidence", "record"}, {"numpy"}),
+    "per_image": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
+    "sides": ({"per_image", "record", "summary"}, set()),
+    "paired_stats": ({"stats"}, {"numpy"}),
+    "paired": (LEAVES | {"paired_stats", "per_image", "record", "sides", "stats", "summary", "thinning"},
+               {"numpy", "pandas"}),
+    "claims": (LEAVES | {"paired", "per_image", "record", "sides", "weights"}, {"pandas", "yaml"}),
+    "claim_tables": ({"claims", "saving", "tables"}, {"pandas"}),
+    "lineage": (LEAVES | {"weights"}, {"yaml"}),
+    "cost_factors": ({"paired", "published", "record", "sides", "thinning", "weights"}, set()),
+    "head_to_head": (LEAVES | {"cost_factors", "lineage", "paired_stats", "per_image", "record", "sides", "stats"}
+                     | {"summary", "thinning"}, {"numpy", "pandas"}),
+    "head_to_head_tables": ({"saving", "tables"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
     "beside": ({"summary"}, {"pandas"}),
@@ -106,7 +119,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
+        | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting", "halting"}
+        | {"head_to_head", "head_to_head_tables", "logs", "pareto"}
         | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
         | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
@@ -190,7 +204,8 @@ def test_unsafe_loading_is_nowhere():
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
      ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
-     ["table", "{run}", "--paper", "rcm-cifar10"]],
+     ["table", "{run}", "--paper", "rcm-cifar10"], ["table", "{run}", "--head-to-head", "--out", "{out}"],
+     ["claims", "{run}"], ["claims", "{run}", "--out", "{out}"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):
