@@ -66,6 +66,11 @@ MAY_IMPORT = {
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "saving", "summary", "tables"}, {"pandas"}),
     "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
+    "gallery": (LEAVES | {"record"}, {"numpy"}),
+    "gallery_words": (LEAVES | {"evidence", "gallery", "record", "stats"}, set()),
+    "gallery_draw": ({"gallery", "plots"}, {"numpy", "matplotlib"}),
+    "gallery_gather": ({"api", "attacks", "build", "certifiers", "config", "draws", "examples", "gallery"}
+                       | {"gallery_words", "jobs", "norms", "record", "weights"}, {"numpy", "torch", "omegaconf"}),
     "leases": (set(), set()),
     "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
@@ -119,10 +124,10 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting", "halting"}
-        | {"head_to_head", "head_to_head_tables", "logs", "pareto"}
-        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
-        | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
+        | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting"}
+        | {"gallery_draw", "gallery_gather", "halting", "head_to_head", "head_to_head_tables", "logs"}
+        | {"pareto", "pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots"}
+        | {"robust_tables", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip
