@@ -144,5 +144,6 @@ def test_sources_load_no_torch():
     """Labels are enough to see that every tenth digit is of one class, because the classes take turns."""
     program = "import sys; from drbench import data; print(data.overview('digits', 'test', 'every10'))\n"
     program += "assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
     assert done.stdout == "50 images, 1 of 10 classes\n", done.stderr
