@@ -78,7 +78,8 @@ MAY_IMPORT = {
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
-    "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
+    "restricted": ({"api"}, set()),
+    "build": (LEAVES | {"api", "data", "registry", "restricted", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
         {"api", "attacks", "build", "certifiers", "data", "noises", "norms", "progress", "robustness", "stats"}
         | {"stopping", "weights"},

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from drbench.errors import DrbenchError
 
+IMAGENET_CLASSES = 1000  # what `within` counts in
+
 
 @dataclass(frozen=True)
 class Images:
@@ -27,8 +29,8 @@ class Images:
         Printed in every table, e.g. "digits", "test/first100".
     num_classes : int
     within : tuple of int, optional
-        If the classes are some of those of another label space: their numbers there. ImageNet-A has 200 of ImageNet's
-        1,000, and a classifier of 1,000 classes answers among `logits[:, within]`.
+        If the classes are some of ImageNet's 1,000: their numbers there. ImageNet-A has 200 of them, and a classifier
+        of 1,000 classes answers among `logits[:, within]` (`drbench.restricted`).
     """
 
     x: Tensor
@@ -65,6 +67,11 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.x.shape[1:])
+
+    @property
+    def classifier_classes(self) -> int:
+        """Classes of a classifier for these images, which need not be those that occur in them."""
+        return IMAGENET_CLASSES if self.within else self.num_classes
 
     @property
     def grid(self) -> int | None:

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import drbench
 from drbench import data, datasets, record
 from drbench.cli import main
 from drbench.data import folders, imagenet64, preprocessing
 from drbench.errors import DrbenchError
+from drbench.restricted import Restricted
 
 SAMPLE = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "imagenet-sample"
 RANDOM = np.random.default_rng(0)
@@ -46,6 +48,18 @@ def counted(monkeypatch):
         monkeypatch.setattr(datasets, "manifest", lambda: known | {name: known[name] | {"trees": [tree]}})
 
     return expect
+
+
+def engine_config(folder: Path, task: str, images: str) -> Path:
+    """A benchmark file that asks little of an untrained classifier."""
+    config = folder / "a.yaml"
+    config.write_text(
+        f"task: {task}\ndefense: {{name: undefended, args: {{width: 4}}}}\ndata: {images}\n"
+        "certify: {sigma: 0.25, n0: 10, n: 40, block: 20}\nrun: {batch_rows: 32}\n"
+        "attack: {attacks: [{attack: pgd, loss: margin, steps: 2, draws: 1}], evaluations: 2, select: 1, worst_of: 1,"
+        " audit: 0}\n"
+    )
+    return config
 
 
 def test_wnids_are_those_of_every_program():
@@ -172,6 +186,30 @@ def test_classes_among_the_thousand(tmp_path, counted, name):
     assert images.y.tolist() == [2, 0] and images.num_classes == 3 and images.within == (3, 20, 999)
 
 
+@pytest.mark.parametrize("task", ["certify", "attack"])
+def test_a_classifier_of_all_classes_answers_among_some(tmp_path, capsys, counted, task):
+    for wnid in CHOSEN:
+        (tmp_path / "imagenet-a" / wnid).mkdir(parents=True)
+        photograph().save(tmp_path / "imagenet-a" / wnid / "0.jpg")
+    counted("imagenet-a", 3, 3)
+    config = engine_config(tmp_path, task, f"{{name: imagenet-a, root: {tmp_path}, preprocessing: box64}}")
+    assert main(["run", str(config), "--out", str(tmp_path)]) == 0
+    (run,) = [record.read(folder) for folder in capsys.readouterr().out.split()]
+    assert run.complete and run.header["defense"]["nfe"] == {"classifier": 1.0}
+    assert {row.label for row in run.rows.values()} == {0, 1, 2}
+    images = data.load("imagenet-a", "test", root=tmp_path, preprocessing="box64")
+    defense = drbench.load_defense("undefended", images, width=4)
+    draws = drbench.Draws.seeded(0, 3)
+    assert isinstance(defense, Restricted) and defense.num_classes == 3 and defense.base.num_classes == 1000
+    whole = defense.base.logits(images.x, 0.0, draws)
+    for scores in (defense.logits(images.x, 0.0, draws), defense.attack_logits(images.x, 0.0, draws)):
+        assert torch.equal(scores, whole[:, [3, 20, 999]])
+    with pytest.raises(DrbenchError, match=r"expected classes of 0..999, got 3..1000"):
+        Restricted(defense.base, [3, 1000])
+    with pytest.raises(DrbenchError, match=r"takes images .* of 50 classes"):
+        drbench.load_defense("undefended", images, width=4, num_classes=50)
+
+
 @pytest.fixture(params=[np.savez, np.savez_compressed], ids=["stored", "compressed"])
 def arrays64(request, tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet64, "ROWS", 6)
@@ -237,14 +275,8 @@ def test_the_sample():
 @needs_sample
 @pytest.mark.parametrize("task", ["certify", "attack"])
 def test_engines_take_larger_images(tmp_path, capsys, task):
-    config = tmp_path / "a.yaml"
-    config.write_text(
-        f"task: {task}\ndefense: {{name: undefended, args: {{width: 4}}}}\n"
-        f"data: {{name: imagenet-sample, split: val, subset: first2, root: {SAMPLE.resolve()}, preprocessing: box64}}\n"
-        "certify: {sigma: 0.25, n0: 10, n: 40, block: 20}\nrun: {batch_rows: 32}\n"
-        "attack: {attacks: [{attack: pgd, loss: margin, steps: 2, draws: 1}], evaluations: 2, select: 1, worst_of: 1,"
-        " audit: 0}\n"
-    )
+    spec = f"{{name: imagenet-sample, split: val, subset: first2, root: {SAMPLE.resolve()}, preprocessing: box64}}"
+    config = engine_config(tmp_path, task, spec)
     assert main(["run", str(config), "--out", str(tmp_path)]) == 0
     (run,) = [record.read(folder) for folder in capsys.readouterr().out.split()]
     about = run.header["data"]

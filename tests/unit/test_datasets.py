@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drbench import data, datasets, protocols
+from drbench import data, datasets, protocols, record
 from drbench.cli import main
 from drbench.data import subsets
 from drbench.errors import DrbenchError
@@ -138,6 +138,17 @@ def test_show_names_the_images(capsys, monkeypatch):
     assert (
         "# images: imagenet/val/first500: 500 images, 10 classes (not at hand: data 'imagenet' needs data.root" in shown
     )
+
+
+def test_a_subset_of_few_classes_is_marked_in_the_record(tmp_path, capsys):
+    words = ["certify.sigma=0.5", "certify.n=100", "certify.n0=10", "run.batch_rows=100", "--out", str(tmp_path)]
+    for subset, flags in (("every10", ["few classes: 50 images, 1 of 10 classes"]), ("first20", [])):
+        file = "benchmarks/digits/constant.yaml"
+        assert main(["run", file, f"data.subset={subset}", *words]) == 0
+        header = record.read(capsys.readouterr().out.strip()).header
+        assert header["flags"] == flags and header["data"]["classes"] == [1 if flags else 10, 10]
+    assert main(["table", str(tmp_path)]) == 0
+    assert "few classes" in capsys.readouterr().out
 
 
 def test_sources_load_no_torch():
