@@ -40,6 +40,15 @@ def python(content: bytes, rows: int, key: str, where: object) -> tuple[np.ndarr
     return pixels, labels
 
 
+def from_file(path: Path) -> bytes:
+    """Content of an unpacked batch."""
+    if path.stat().st_size > BYTES:
+        raise DrbenchError(
+            f"{path}: refused, because it has {path.stat().st_size:,} bytes; no batch of CIFAR is so large"
+        )
+    return path.read_bytes()
+
+
 def from_archive(path: Path, names: Sequence[str]) -> dict[str, bytes]:
     """Members of a tar.gz by name. Links, devices, absolute paths, `..`, doubles and oversize members are refused."""
     found: dict[str, bytes] = {}

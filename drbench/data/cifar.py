@@ -98,7 +98,7 @@ def _open(name: str, part: str, folder: Path) -> tuple[list[int], Callable[[int]
     for inside, suffix in ((layout.binary, ".bin"), (layout.python, "")):
         names = [f"{inside}/{batch}{suffix}" for batch in layout.batches.get(part, [])]
         if names and all((folder / each).is_file() for each in names):
-            files = {each: datasets.check(name, folder, each).read_bytes() for each in names}
+            files = {each: batches.from_file(datasets.check(name, folder, each)) for each in names}
             return _of_batches(files, layout, part, folder)
     for inside, suffix in ((layout.binary, ".bin"), (layout.python, "")):
         if inside and (folder / ARCHIVES[inside]).is_file():

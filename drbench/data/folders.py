@@ -18,10 +18,14 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 class File(NamedTuple):
-    """An image file: its class and its path."""
+    """An image file: its class, which is its folder, and its name."""
 
     wnid: str
-    path: Path
+    name: str
+
+    @property
+    def stem(self) -> str:
+        return self.name.rpartition(".")[0]
 
 
 @cache
@@ -46,7 +50,7 @@ def listed(name: str, where: Path) -> list[File]:
         images = sorted(file for file in os.listdir(where / folder) if file.lower().endswith(SUFFIXES))
         if not images:
             raise DrbenchError(f"data {name!r}: no image in {where / folder}; unpack the class again")
-        found += [File(folder, where / folder / image) for image in images]
+        found += [File(folder, image) for image in images]
     if not found:
         raise datasets.missing(name, where, "folder of images named by WordNet id")
     return found

@@ -44,10 +44,11 @@ def open_split(split: str, root: str | Path | None, name: str = "imagenet", prep
     rank = {c: i for i, c in enumerate(within or range(1000))}
 
     def read(position: int) -> np.ndarray:
-        image = decoding.decode(files[position].path, f"data {name!r}: {files[position].path}")
+        path = where / files[position].wnid / files[position].name
+        image = decoding.decode(path, f"data {name!r}: {path}")
         return unit(np.asarray(made.make(image)))
 
-    ids = [f"{file.wnid}/{file.path.stem}" if shifted else file.path.stem for file in files]
+    ids = [f"{file.wnid}/{file.stem}" if shifted else file.stem for file in files]
     if len(set(ids)) < len(ids):
         raise DrbenchError(f"data {name!r}: two files below {where} have the same name; names are the images' ids")
     return Source(ids, [rank[c] for c in classes], len(rank), (3, made.side, made.side), read, within)
@@ -55,7 +56,7 @@ def open_split(split: str, root: str | Path | None, name: str = "imagenet", prep
 
 def _require_names(name: str, where: Path, files: list[File], tree: dict) -> None:
     """Each image must lie in the folder of its published label."""
-    names = datasets.names_digest(f"{file.wnid}/{file.path.stem}" for file in files)
+    names = datasets.names_digest(f"{file.wnid}/{file.stem}" for file in files)
     if tree.get("names_sha256", names) != names:
         raise DrbenchError(
             f"data {name!r}: the images in {where} are not in the folders of their published labels, or have other "

@@ -217,6 +217,14 @@ def test_damaged_batches(tmp_path):
         data.load("cifar10", root=tmp_path)
 
 
+def test_oversize_batches_are_not_read(tmp_path):
+    unpack(tmp_path, {"cifar-10-batches-py/test_batch": b""})
+    with (tmp_path / "cifar-10-batches-py/test_batch").open("r+b") as stream:
+        stream.truncate(2**40)  # takes no space
+    with pytest.raises(DrbenchError, match="no batch of CIFAR is so large"):
+        data.load("cifar10", root=tmp_path)
+
+
 def member(name: str, **facts) -> tarfile.TarInfo:
     made = tarfile.TarInfo(name)
     for key, value in facts.items():
