@@ -17,9 +17,7 @@ from drbench.errors import DrbenchError, did_you_mean
 from drbench.weights import home
 
 VARIABLE = "DRBENCH_DATA"
-HASHED_AT_LOAD = (
-    256 * 2**20
-)  # bytes; larger files are hashed by `verify` alone, at each load only their size is checked
+HASHED_AT_LOAD = 256 * 2**20  # bytes; of larger files a load checks only the size
 
 
 def manifest_path() -> Path:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from drbench.data import subsets
 from drbench.data.source import Source
 from drbench.errors import DrbenchError, did_you_mean
+
+if TYPE_CHECKING:
+    from drbench.data.images import Images
 
 __all__ = ["DATASETS", "Images", "Overview", "Source", "coverage", "from_source", "load", "open_split", "overview"]
 
@@ -64,7 +67,7 @@ def load(
     subset: str = "all",
     root: str | Path | None = None,
     preprocessing: str | None = None,
-):
+) -> Images:
     """Load a named subset of a data set as `Images`.
 
     Parameters
@@ -106,12 +109,12 @@ def overview(name: str, split: str, subset: str, root: str | Path | None = None)
     return Overview(len(chosen), present, source.num_classes, subsets.digest(source.ids[i] for i in chosen))
 
 
-def coverage(images) -> Overview:
+def coverage(images: Images) -> Overview:
     """The same of decoded images."""
     return Overview(len(images), len(set(images.y.tolist())), images.num_classes, subsets.digest(images.ids))
 
 
-def from_source(source: Source, name: str, split: str, subset: str = "all", preprocessing: str | None = None):
+def from_source(source: Source, name: str, split: str, subset: str = "all", preprocessing: str | None = None) -> Images:
     """Decode the chosen images of a source."""
     import torch
 
