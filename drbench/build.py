@@ -12,12 +12,14 @@ from drbench import data, registry, weights
 from drbench.api import Defense
 from drbench.data import Images
 from drbench.errors import DrbenchError
+from drbench.restricted import Restricted
 
 
 def images(config: DictConfig, split: str | None = None) -> Images:
     """The images of the config; with `split`, all images of another split of the same data set."""
     spec = config.data
-    return data.load(spec.name, split or spec.split, "all" if split else spec.subset, spec.root)
+    subset = "all" if split else spec.subset
+    return data.load(spec.name, split or spec.split, subset, spec.root, spec.preprocessing)
 
 
 def device(name: str, worker: int = 0) -> torch.device:
@@ -40,7 +42,7 @@ def arguments(name: str, args: Mapping, images: Images) -> dict:
     cls = registry.find(name)
     registry.check_args(name, cls, args)
     known = inspect.signature(cls).parameters
-    from_data = {"input_shape": images.shape, "num_classes": images.num_classes}
+    from_data = {"input_shape": images.shape, "num_classes": images.classifier_classes}
     return {**{key: value for key, value in from_data.items() if key in known}, **args}
 
 
@@ -61,6 +63,8 @@ def defense(spec: DictConfig, images: Images, checkpoints: Sequence[weights.Weig
                 f"defense {spec.name!r} cannot be built with {args}: {type(error).__name__}: {error}; "
                 "check defense.args and defense.checkpoint"
             ) from error
+    if images.within and built.num_classes == images.classifier_classes:
+        built = Restricted(built, images.within)
     check_fit(spec.name, built, images)
     return built.eval()
 

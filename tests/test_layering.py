@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "protocols": (LEAVES, {"yaml"}),
     "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
     "weights": (LEAVES, {"yaml", "safetensors"}),
+    "datasets": (LEAVES | {"weights"}, {"yaml"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "saving": (LEAVES, {"pandas"}),
@@ -75,7 +76,8 @@ MAY_IMPORT = {
     "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
-    "catalogue": ({"attacks", "config", "leases", "protocols", "record", "registry", "robustness", "weights"},
+    "catalogue": ({"attacks", "config", "data", "errors", "leases", "protocols", "record", "registry"}
+                  | {"robustness", "weights"},
                   {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
     "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
@@ -89,12 +91,13 @@ MAY_IMPORT = {
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
-    "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
+    "data.": (LEAVES | {"data", "datasets"}, {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
-    "build": (LEAVES | {"api", "data", "registry", "weights"}, {"torch", "omegaconf"}),
+    "restricted": ({"api"}, set()),
+    "build": (LEAVES | {"api", "data", "registry", "restricted", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
         {"api", "attacks", "build", "certifiers", "data", "noises", "norms", "progress", "robustness", "stats"}
         | {"stopping", "weights"},
