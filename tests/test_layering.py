@@ -72,7 +72,7 @@ MAY_IMPORT = {
                     {"torch", "numpy"}),
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
-    "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
+    "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers", "yaml"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
