@@ -1,14 +1,11 @@
 """Purify by a consistency function, then classify. Li et al. 2024, arXiv 2407.00623; Song et al. 2023, 2303.01469."""
 
-from copy import deepcopy
 from dataclasses import fields, replace
 
 from drbench.api import Defense, DrbenchError
 from drbench.classifiers import SmallCNN
-from drbench.diffusion import consistency
+from drbench.diffusion import consistency, networks
 from drbench.diffusion.consistency import ConsistencyFunction, ConsistencyTraining
-from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
 from drbench.diffusion.schedules import karras_grid
 from drbench.diffusion.train import sigma_data_of
 from drbench.recipe import Recipe
@@ -45,6 +42,9 @@ class Consistency(Defense):
         Decay of the target network: of distillation, or the first one of training. 0: the student itself.
     first_scale : int
         Intervals of the first grid of training.
+    denoiser : dict, optional
+        The purifier's network, as `drbench.diffusion.networks.build` takes it, such as {"preset":
+        "openai_consistency/cd_imagenet64_lpips", "unlabelled": "zero"}. Left out: a small UNet.
     encoder_recipe : dict, optional
         Fields of the training recipe of the metric's encoder, where it has one; `encoder_width` is its width.
     channels, width
@@ -72,6 +72,7 @@ class Consistency(Defense):
         first_scale=2,
         encoder_recipe=None,
         encoder_width=16,
+        denoiser=None,
     ):
         super().__init__()
         metrics.check(metric)
@@ -82,12 +83,9 @@ class Consistency(Defense):
         self.encoder_recipe, self.encoder_width = dict(encoder_recipe or {}), encoder_width
         self._check()
         self.grid = karras_grid(points, t_min, t_max)
-        network = small_unet(self.input_shape, num_classes, tuple(channels))
-        self.denoiser = (
-            EDMDenoiser(network, 0.5, num_classes)
-            if function == "denoiser"
-            else ConsistencyFunction(network, 0.5, num_classes, t_min)
-        )
+        small = {"channels": tuple(channels), "t_min": None if function == "denoiser" else t_min}
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, **small)
+        self._check_denoiser()
         self.classifier = SmallCNN(self.input_shape, num_classes, width)
         self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
@@ -138,7 +136,7 @@ class Consistency(Defense):
     def _consistency(self, distance, recipe):
         teacher, grid_at, ema_at = None, lambda step: self.grid, lambda step: self.ema
         if self.objective == "distillation":
-            teacher = EDMDenoiser(deepcopy(self.denoiser.network), float(self.denoiser.sigma_data), self.num_classes)
+            teacher = self.denoiser.teacher()
             teacher.to(self.device).eval().requires_grad_(False)
         else:
 
@@ -153,6 +151,20 @@ class Consistency(Defense):
 
         stage = ConsistencyTraining(self.denoiser, grid_at, ema_at, distance, teacher, self.ema > 0, self.weight)
         return stage.to(self.device), stage.loss
+
+    def _check_denoiser(self):
+        is_function = isinstance(self.denoiser, ConsistencyFunction)
+        if is_function != (self.function == "consistency"):
+            got = "a consistency function" if is_function else "a denoiser"
+            raise DrbenchError(
+                f"consistency: function {self.function!r} got {got} as its network; set `function`, or the option that "
+                "makes the network the other (openai_consistency: `distillation`)"
+            )
+        if is_function and self.denoiser.t_min != self.t_min:
+            raise DrbenchError(
+                f"consistency: the network is exact at time {self.denoiser.t_min:g}, the grid begins at t_min = "
+                f"{self.t_min:g}; set t_min: {self.denoiser.t_min:g}"
+            )
 
     def _check(self):
         unknown = set(self.encoder_recipe) - {field.name for field in fields(Recipe)}

@@ -9,6 +9,7 @@ class labels that may be absent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ class _Denoiser(_OwnLabels, EDMDenoiser):
 
 
 class _Consistency(_OwnLabels, ConsistencyFunction):
-    pass
+    def teacher(self) -> EDMDenoiser:
+        return _Denoiser(deepcopy(self.network), float(self.sigma_data), self.num_classes)
 
 
 class ADMNetwork(nn.Module):
