@@ -22,6 +22,7 @@ FORMATS: dict[str, str] = {
     "guided_diffusion": "drbench.checkpoints.adm:guided_diffusion",
     "huggingface": "drbench.checkpoints.classifiers:huggingface",
     "improved_diffusion": "drbench.checkpoints.adm:improved_diffusion",
+    "jax_consistency": "drbench.checkpoints.jax_consistency:convert",
     "openai_consistency": "drbench.checkpoints.adm:openai_consistency",
     "resnet_cifar": "drbench.checkpoints.classifiers:resnet_cifar",
     "rrcm": "methods.rcm.convert:converted",
