@@ -3,14 +3,13 @@
 from copy import deepcopy
 from dataclasses import fields, replace
 
+from drbench import classifiers
 from drbench.api import Defense, DrbenchError
-from drbench.classifiers import SmallCNN
-from drbench.diffusion import consistency
+from drbench.diffusion import consistency, networks
 from drbench.diffusion.consistency import ConsistencyFunction, ConsistencyTraining
-from drbench.diffusion.networks.unet import small_unet
 from drbench.diffusion.precond import EDMDenoiser
 from drbench.diffusion.schedules import karras_grid
-from drbench.diffusion.train import sigma_data_of
+from drbench.diffusion.train import remember_scale
 from drbench.recipe import Recipe
 from drbench.training import sample, train
 from methods.consistency import metrics
@@ -49,6 +48,9 @@ class Consistency(Defense):
         Fields of the training recipe of the metric's encoder, where it has one; `encoder_width` is its width.
     channels, width
         Of the UNet, of the classifier.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
+        A denoiser that is a consistency function has `t_min` in its dict, or is of such a kind.
     """
 
     citation = "arXiv:2407.00623"
@@ -72,6 +74,8 @@ class Consistency(Defense):
         first_scale=2,
         encoder_recipe=None,
         encoder_width=16,
+        denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         metrics.check(metric)
@@ -82,13 +86,14 @@ class Consistency(Defense):
         self.encoder_recipe, self.encoder_width = dict(encoder_recipe or {}), encoder_width
         self._check()
         self.grid = karras_grid(points, t_min, t_max)
-        network = small_unet(self.input_shape, num_classes, tuple(channels))
-        self.denoiser = (
-            EDMDenoiser(network, 0.5, num_classes)
-            if function == "denoiser"
-            else ConsistencyFunction(network, 0.5, num_classes, t_min)
-        )
-        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+        least = None if function == "denoiser" else t_min
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, channels=channels, t_min=least)
+        self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
+        made = "consistency" if isinstance(self.denoiser, ConsistencyFunction) else "denoiser"
+        if isinstance(self.denoiser, EDMDenoiser) and made != function:
+            raise DrbenchError(
+                f"consistency: expected in `denoiser` a {function} (a consistency function has t_min), got a {made}"
+            )
         self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
     def logits(self, z, sigma, draws):
@@ -124,7 +129,7 @@ class Consistency(Defense):
 
     def fit(self, x, y, recipe, log):
         if self.objective == "training":
-            self.denoiser.sigma_data.fill_(sigma_data_of(2 * x - 1))
+            remember_scale(self.denoiser, 2 * x - 1)
         # the encoder's training is short: it is repeated, not resumed
         encoder_recipe = replace(recipe, state=None, **self.encoder_recipe)
         distance = metrics.metric(self.metric, x, y, self.num_classes, encoder_recipe, self.encoder_width)
