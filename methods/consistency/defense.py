@@ -2,12 +2,12 @@
 
 from dataclasses import fields, replace
 
+from drbench import classifiers
 from drbench.api import Defense, DrbenchError
-from drbench.classifiers import SmallCNN
 from drbench.diffusion import consistency, networks
 from drbench.diffusion.consistency import ConsistencyFunction, ConsistencyTraining
 from drbench.diffusion.schedules import karras_grid
-from drbench.diffusion.train import sigma_data_of
+from drbench.diffusion.train import remember_scale
 from drbench.recipe import Recipe
 from drbench.training import sample, train
 from methods.consistency import metrics
@@ -42,13 +42,14 @@ class Consistency(Defense):
         Decay of the target network: of distillation, or the first one of training. 0: the student itself.
     first_scale : int
         Intervals of the first grid of training.
-    denoiser : dict, optional
-        The purifier's network, as `drbench.diffusion.networks.build` takes it, such as {"preset":
-        "openai_consistency/cd_imagenet64_lpips", "unlabelled": "zero"}. Left out: a small UNet.
     encoder_recipe : dict, optional
         Fields of the training recipe of the metric's encoder, where it has one; `encoder_width` is its width.
     channels, width
         Of the UNet, of the classifier.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
+        A consistency function is of such a kind, as {"preset": "openai_consistency/cd_imagenet64_lpips",
+        "unlabelled": "zero"}, or has `t_min` in its dict.
     """
 
     citation = "arXiv:2407.00623"
@@ -73,6 +74,7 @@ class Consistency(Defense):
         encoder_recipe=None,
         encoder_width=16,
         denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         metrics.check(metric)
@@ -83,10 +85,10 @@ class Consistency(Defense):
         self.encoder_recipe, self.encoder_width = dict(encoder_recipe or {}), encoder_width
         self._check()
         self.grid = karras_grid(points, t_min, t_max)
-        small = {"channels": tuple(channels), "t_min": None if function == "denoiser" else t_min}
-        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, **small)
+        least = None if function == "denoiser" else t_min
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, channels=channels, t_min=least)
         self._check_denoiser()
-        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+        self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
         self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
     def logits(self, z, sigma, draws):
@@ -122,7 +124,7 @@ class Consistency(Defense):
 
     def fit(self, x, y, recipe, log):
         if self.objective == "training":
-            self.denoiser.sigma_data.fill_(sigma_data_of(2 * x - 1))
+            remember_scale(self.denoiser, 2 * x - 1)
         # the encoder's training is short: it is repeated, not resumed
         encoder_recipe = replace(recipe, state=None, **self.encoder_recipe)
         distance = metrics.metric(self.metric, x, y, self.num_classes, encoder_recipe, self.encoder_width)
@@ -158,7 +160,7 @@ class Consistency(Defense):
             got = "a consistency function" if is_function else "a denoiser"
             raise DrbenchError(
                 f"consistency: function {self.function!r} got {got} as its network; set `function`, or the option that "
-                "makes the network the other (openai_consistency: `distillation`)"
+                "makes the network the other (`t_min`; of kind openai_consistency `distillation`)"
             )
         if is_function and self.denoiser.t_min != self.t_min:
             raise DrbenchError(
