@@ -25,7 +25,7 @@ from drbench.errors import DrbenchError
 
 VERSION = 6
 MAX_BYTES = 8 * 2**30
-MAX_STEPS = 1_000_000  # of the stream, and of the walk over its objects; an EDM snapshot has some ten thousand
+MAX_STEPS = 300_000  # of the stream, and of the walk over its objects; an EDM snapshot has some ten thousand
 CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 
 
@@ -99,7 +99,7 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Callable:
         try:
-            return self.names[f"{module}.{name}"]
+            return self.names[f"{module}:{name}"]
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not in the list of known names") from None
 
@@ -131,7 +131,10 @@ def _names() -> dict[str, Callable]:
         return node
 
     def storage(data: bytes) -> Tensor:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise pickle.UnpicklingError(reading.reason(error)) from error
         if not isinstance(loaded, torch.TypedStorage):
             raise pickle.UnpicklingError(f"a {type(loaded).__name__} where numbers belong")
         return torch.empty(0, dtype=loaded.dtype).set_(loaded)
@@ -144,18 +147,22 @@ def _names() -> dict[str, Callable]:
     def parameter(value: Tensor, *_) -> Tensor:
         return value
 
+    def encoded(text: str, *_) -> bytes:
+        return text.encode("latin1")
+
     names = {
-        "torch_utils.persistence._reconstruct_persistent_obj": object_of,
-        "dnnlib.util.EasyDict": Record,
-        "collections.OrderedDict": OrderedDict,
-        "builtins.set": set,
-        "torch._utils._rebuild_parameter": parameter,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch.storage._load_from_bytes": storage,
-        "numpy.dtype": Dtype,
+        "torch_utils.persistence:_reconstruct_persistent_obj": object_of,
+        "dnnlib.util:EasyDict": Record,
+        "collections:OrderedDict": OrderedDict,
+        "builtins:set": set,
+        "_codecs:encode": encoded,  # bytes, in old protocols
+        "torch._utils:_rebuild_parameter": parameter,
+        "torch._utils:_rebuild_tensor_v2": tensor,
+        "torch.storage:_load_from_bytes": storage,
+        "numpy:dtype": Dtype,
     }
-    names |= {f"{place}.multiarray.scalar": scalars.scalar for place in ("numpy.core", "numpy._core")}
-    return names | {f"torch.nn.modules.container.{kind}": Node for kind in CONTAINERS}
+    names |= {f"{place}.multiarray:scalar": scalars.scalar for place in ("numpy:core", "numpy:_core")}
+    return names | {f"torch.nn.modules.container:{kind}": Node for kind in CONTAINERS}
 
 
 def _tensors(node: object, prefix: str, steps: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
