@@ -96,7 +96,7 @@ def to_ours(state: Mapping[str, Tensor], keys: list[str], config: ADMConfig, leg
     for key in keys:
         theirs, part = origin(key, names)
         value = state[theirs]
-        found[key] = value.clone() if part is None else _thirds(value, config, legacy)[part].clone()
+        found[key] = value if part is None else _thirds(value, config, legacy)[part]
     return found
 
 

@@ -117,18 +117,24 @@ def match(expected: Mapping[str, Size], got: Mapping[str, Tensor], where: str | 
         raise DrbenchError(f"{where}: the weights do not fit the network: {'; '.join(found)}. Check its configuration")
 
 
+def reason(error: Exception) -> str:
+    """What torch.load found, without its advice to load the file in spite of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    found = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])
+    return found.rpartition("WeightsUnpickler error: ")[2].partition(" Please use")[0][:300].rstrip(".")
+
+
 def _torch(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(SAFE):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
         raise DrbenchError(
-            f"{path}: refused, because it holds more than tensors and plain values: {reason.splitlines()[0][:300]}. "
+            f"{path}: refused, because it holds more than tensors and plain values: {reason(error)}. "
             "Ask for a file of its state dict; nothing in it was run"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DrbenchError(f"{path}: damaged or truncated: {str(error).splitlines()[0][:300]}") from error
+        raise DrbenchError(f"{path}: damaged or truncated: {reason(error)}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

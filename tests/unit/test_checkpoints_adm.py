@@ -10,6 +10,7 @@ from drbench.checkpoints import adm_keys, formats
 from drbench.diffusion import networks
 from drbench.diffusion.networks import adm, presets
 from drbench.diffusion.schedules import timestep_for
+from drbench.diffusion.train import edm_loss
 from drbench.errors import DrbenchError
 
 PARITY = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "parity"
@@ -223,6 +224,7 @@ def test_a_wrong_configuration_is_reported_in_the_words_of_the_file(other, said,
      ({"num_res_blocks": 0}, "num_res_blocks >= 1"),
      ({"channel_mult": "1,two"}, "channel_mult: expected numbers"),
      ({"channel_mult": None}, "image_size 8 has no default channel_mult"),
+     ({"pad": -1}, "pad >= 0"),
      ({"noise_schedule": "sigmoid"}, "noise_schedule as one of linear, cosine"),
      ({"unlabelled": "mean"}, "only with class_cond"),
      ({"class_cond": True, "unlabelled": "random"}, "unlabelled as zero, mean or nothing"),
@@ -257,6 +259,28 @@ def test_images_that_cannot_be_halved_are_refused():
     denoiser = networks.build({"kind": "improved_diffusion", **TINY}, (3, 7, 8), 10)
     with pytest.raises(DrbenchError, match="multiples of 2, got 7x8"):
         denoiser(torch.zeros(1, 3, 7, 8), 0.5)
+
+
+def test_padding_mirrors_and_cuts_back():
+    spec = {"kind": "improved_diffusion", **TINY, "learn_sigma": True}
+    plain, padded = networks.build(spec, (3, 8, 8), 10).eval(), networks.build({**spec, "pad": 3}, (3, 8, 8), 10).eval()
+    padded.load_state_dict(plain.state_dict())
+    z = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    rows, columns = [3, 2, 1, *range(6), 4, 3, 2], [3, 2, 1, *range(8), 6, 5, 4]
+    with torch.no_grad():
+        expected = plain(z[:, :, rows][:, :, :, columns], 0.5)[:, :, 3:-3, 3:-3]
+        assert torch.allclose(padded(z, 0.5), expected, atol=1e-6)
+    with pytest.raises(DrbenchError, match="pad 3 on either side"):
+        padded(torch.zeros(1, 3, 2, 8), 0.5)
+
+
+def test_an_epsilon_network_can_be_tuned():
+    """As in the tuning of multi-scale smoothing: an unconditional network, labels of the data left aside."""
+    denoiser = networks.build({"kind": "improved_diffusion", **TINY, "learn_sigma": True}, (3, 8, 8), 10)
+    x, rng = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    loss = edm_loss(denoiser, 2 * x - 1, rng, torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    assert loss.isfinite() and all(value.grad is not None for value in denoiser.network.unet.conv_in.parameters())
 
 
 @pytest.mark.parametrize("kind", ["guided_diffusion", "openai_consistency"])

@@ -102,11 +102,13 @@ class ADMNetwork(nn.Module):
     unet : UNet2DModel
     time_scale : float
         Factor from the time that comes to the time that the network was trained on.
+    pad : int
+        Pixels by which images are mirrored outwards on each side; what comes out is cut back.
     """
 
-    def __init__(self, unet: nn.Module, time_scale: float = 1.0):
+    def __init__(self, unet: nn.Module, time_scale: float = 1.0, pad: int = 0):
         super().__init__()
-        self.unet, self.time_scale = unet, time_scale
+        self.unet, self.time_scale, self.pad = unet, time_scale, pad
 
     @property
     def num_classes(self) -> int | None:
@@ -115,17 +117,29 @@ class ADMNetwork(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), time (B,) float, labels (B,) int64 or None -> (B, C or 2 C, H, W)."""
-        factor = 2 ** (len(self.unet.down_blocks) - 1)
-        if any(side % factor for side in x.shape[2:]):
+        factor, pad = 2 ** (len(self.unet.down_blocks) - 1), self.pad
+        if any((side + 2 * pad) % factor or side <= pad for side in x.shape[2:]):
             raise DrbenchError(
-                f"this network halves its images {len(self.unet.down_blocks) - 1} times: expected sides in multiples "
-                f"of {factor}, got {x.shape[2]}x{x.shape[3]}. Pad or resize them"
+                f"this network halves its images {len(self.unet.down_blocks) - 1} times: expected sides that are, with "
+                f"pad {pad} on either side, multiples of {factor}, got {x.shape[2]}x{x.shape[3]}. Set `pad`, or resize"
             )
-        if self.unet.class_embedding is None and labels is not None:
+        if pad:
+            x = nn.functional.pad(x, (pad, pad, pad, pad), mode="reflect")
+        out = self.unet(x, time * self.time_scale, class_labels=self._labels(labels, x), return_dict=False)[0]
+        return out[:, :, pad : out.shape[2] - pad, pad : out.shape[3] - pad]
+
+    def _labels(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
+        embedding = self.unet.class_embedding
+        if embedding is None and labels is not None:
             raise DrbenchError("an unconditional network (class_cond: false) got labels; pass labels=None")
-        if self.unet.class_embedding is not None and labels is None:
-            labels = torch.full((len(x),), NO_LABEL, dtype=torch.int64, device=x.device)
-        return self.unet(x, time * self.time_scale, class_labels=labels, return_dict=False)[0]
+        if embedding is None or labels is not None:
+            return labels
+        if embedding.unlabelled is None:
+            raise DrbenchError(
+                "this network is class-conditional and got no labels: set `unlabelled: zero` (no label embedding) or "
+                "`unlabelled: mean` (the mean embedding) in its spec, or use an unconditional network"
+            )
+        return torch.full((len(x),), NO_LABEL, dtype=torch.int64, device=x.device)
 
 
 class LabelEmbedding(nn.Embedding):
@@ -136,16 +150,10 @@ class LabelEmbedding(nn.Embedding):
         self.unlabelled = unlabelled
 
     def forward(self, labels: Tensor) -> Tensor:
-        missing = labels < 0
         if self.unlabelled is None:
-            if missing.any():
-                raise DrbenchError(
-                    "this network is class-conditional and got no labels: set `unlabelled: zero` (no label embedding) "
-                    "or `unlabelled: mean` (the mean embedding) in its spec, or use an unconditional network"
-                )
             return super().forward(labels)
         instead = self.weight.mean(0) if self.unlabelled == "mean" else torch.zeros_like(self.weight[0])
-        return torch.where(missing[:, None], instead, super().forward(labels.clamp_min(0)))
+        return torch.where((labels < 0)[:, None], instead, super().forward(labels.clamp_min(0)))
 
 
 def network(config: ADMConfig, channels: int = 3, time_scale: float = 1.0) -> ADMNetwork:
@@ -185,7 +193,7 @@ def network(config: ADMConfig, channels: int = 3, time_scale: float = 1.0) -> AD
     if config.class_cond:
         unet.class_embedding = LabelEmbedding(config.classes, embedded, config.unlabelled)
     _set_heads(unet, config)
-    return ADMNetwork(unet, time_scale)
+    return ADMNetwork(unet, time_scale, config.pad)
 
 
 def _set_heads(unet: nn.Module, config: ADMConfig) -> None:

@@ -59,6 +59,9 @@ class ADMConfig:
         Twice the channels come out, the second half is the variance; labels go in.
     classes : int
         Labels that it knows, if class_cond.
+    pad : int
+        Pixels by which images are mirrored outwards on each side before the network sees them: 16 for the multi-scale
+        protocol, which shows 224 pixels to the network of 256 (Jeong & Shin 2023).
     unlabelled : {None, "zero", "mean"}
         What a class-conditional network is told if nobody gives a label. None: that is an error. "zero": no label
         embedding is added; "mean": the mean of all embeddings. It was trained on neither (ours).
@@ -91,6 +94,7 @@ class ADMConfig:
     sigma_min: float = 0.002
     sigma_data: float = 0.5
     distillation: bool = True
+    pad: int = 0
     dropout: float = 0.0
 
     def __post_init__(self):
@@ -109,6 +113,7 @@ class ADMConfig:
         split = [width for width in self.attending if width % heads]
         problems = [
             (self.num_res_blocks < 1, f"num_res_blocks >= 1, got {self.num_res_blocks}"),
+            (self.pad < 0, f"pad >= 0, got {self.pad}"),
             (odd, f"widths num_channels * channel_mult in multiples of 32, the groups of its norms, got {odd}"),
             (heads < 1 or split, f"attention widths {self.attending} that {heads} divides (num_heads or "
                                  "num_head_channels)"),
