@@ -147,6 +147,9 @@ def _names() -> dict[str, Callable]:
     def parameter(value: Tensor, *_) -> Tensor:
         return value
 
+    def number(dtype: Dtype, data: bytes) -> float | int | bool:
+        return scalars.scalar(dtype, data)
+
     def encoded(text: str, *_) -> bytes:
         return text.encode("latin1")
 
@@ -161,7 +164,7 @@ def _names() -> dict[str, Callable]:
         "torch.storage:_load_from_bytes": storage,
         "numpy:dtype": Dtype,
     }
-    names |= {f"{place}.multiarray:scalar": scalars.scalar for place in ("numpy:core", "numpy:_core")}
+    names |= {f"{place}.multiarray:scalar": number for place in ("numpy.core", "numpy._core")}
     return names | {f"torch.nn.modules.container:{kind}": Node for kind in CONTAINERS}
 
 
