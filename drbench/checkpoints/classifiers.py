@@ -21,7 +21,7 @@ COUNTER = ".num_batches_tracked"
 def resnet_cifar(path: Path, **config) -> Converted:
     """Files of akamaster/pytorch_resnet_cifar10: normalised with ImageNet's mean and std, shortcuts of option A."""
     state = reading.tensors(path)
-    return _fitted(path, state, {"kind": "resnet_cifar", "depth": 6 * _count(state, "layer1.{}.") + 2, **config})
+    return _fitted(path, state, {"kind": "resnet_cifar", "depth": 6 * _count(state, "layer1.{}.", path) + 2, **config})
 
 
 def wide_resnet(path: Path, **config) -> Converted:
@@ -30,7 +30,7 @@ def wide_resnet(path: Path, **config) -> Converted:
     Without `mean` and `std` the network sees pixels in [0, 1].
     """
     state = {key: value for key, value in reading.tensors(path).items() if not key.startswith("sub_block1.")}
-    spec = {"kind": "wide_resnet", "depth": 6 * _count(state, "block1.layer.{}.") + 4}
+    spec = {"kind": "wide_resnet", "depth": 6 * _count(state, "block1.layer.{}.", path) + 4}
     if "bn1.weight" in state:
         spec["widen"] = len(state["bn1.weight"]) // 64
     return _fitted(path, state, {**spec, **config})
@@ -86,9 +86,13 @@ def _fitted(path: Path, state: Mapping[str, Tensor], spec: dict, num_classes: in
     return Converted(state, "classifier", spec)
 
 
-def _count(state: Mapping[str, Tensor], name: str) -> int:
+def _count(state: Mapping[str, Tensor], name: str, path: Path) -> int:
     """How many of the names with a number in the place of {} there are, from 0 on."""
     number = 0
     while any(key.startswith(name.format(number)) for key in state):
         number += 1
+    if number == 0:
+        raise DrbenchError(
+            f"{path}: expected names that begin with {name.format(0)!r}, got {sorted(state)[0]!r} and others"
+        )
     return number
