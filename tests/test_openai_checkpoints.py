@@ -106,3 +106,27 @@ def test_denoised_images_are_those_of_the_official_code(classifier, tmp_path):
             with torch.no_grad():
                 ours = defense.purify(recorded[f"sigma{sigma}_noisy01"], sigma, Draws.seeded(0, 3))
             assert torch.allclose(2 * ours - 1, recorded[f"sigma{sigma}_denoised"], atol=1e-4)
+
+
+SMALLEST = {"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": [1], "attention_resolutions": [],
+            "num_heads": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [("denoised", {"kind": "guided_diffusion", "learn_sigma": True, **SMALLEST}),
+     ("consistency", {"kind": "openai_consistency", "class_cond": True, "unlabelled": "mean", **SMALLEST})],
+)  # fmt: skip
+def test_defenses_with_these_networks_conform(name, spec):
+    from drbench import registry
+    from drbench.testing import check
+
+    metric = {"metric": "l2"} if name == "consistency" else {}
+
+    class Foreign(registry.find(name)):
+        @classmethod
+        def tiny(cls, input_shape, num_classes):
+            return cls(input_shape, num_classes, width=4, denoiser=spec, **metric)
+
+    failed = {result.check: result.message for result in check(Foreign) if result.status == "failed"}
+    assert set(failed) == {"tiny_size"}, failed  # norms of 32 groups forbid 100,000 parameters

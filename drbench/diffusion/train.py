@@ -13,11 +13,13 @@ def sigma_data_of(x_net: torch.Tensor) -> float:
 
 
 def remember_scale(denoiser: torch.nn.Module, x_net: torch.Tensor) -> None:
-    """Set the data scale of an EDM denoiser that is about to be trained on `x_net`."""
+    """Set the data scale of an EDM denoiser that is about to be trained on `x_net`; an epsilon network has none."""
+    if isinstance(denoiser, VPDenoiser):
+        return
     if not isinstance(denoiser, EDMDenoiser):
         raise DrbenchError(
-            f"only denoisers with EDM preconditioning are trained here, got {type(denoiser).__name__}: use it with "
-            "its weights as they are"
+            f"only denoisers with EDM preconditioning and epsilon networks are trained here, got "
+            f"{type(denoiser).__name__}: use it with its weights as they are"
         )
     denoiser.sigma_data.fill_(sigma_data_of(x_net))
 

@@ -274,13 +274,20 @@ def test_padding_mirrors_and_cuts_back():
         padded(torch.zeros(1, 3, 2, 8), 0.5)
 
 
-def test_an_epsilon_network_can_be_tuned():
-    """As in the tuning of multi-scale smoothing: an unconditional network, labels of the data left aside."""
-    denoiser = networks.build({"kind": "improved_diffusion", **TINY, "learn_sigma": True}, (3, 8, 8), 10)
+@pytest.mark.parametrize("labels", [{}, {"class_cond": True, "unlabelled": "zero"}], ids=["unconditional", "labels"])
+def test_an_epsilon_network_can_be_tuned(labels):
+    """As in the tuning of multi-scale smoothing; an unconditional network leaves the labels of the data aside."""
+    denoiser = networks.build({"kind": "improved_diffusion", **TINY, "learn_sigma": True, **labels}, (3, 8, 8), 10)
     x, rng = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
-    loss = edm_loss(denoiser, 2 * x - 1, rng, torch.tensor([0, 1, 2, 3]))
+    loss = edm_loss(denoiser, 2 * x - 1, rng, torch.tensor([0, 1, 2, 3]), label_dropout=0.5)
     loss.backward()
     assert loss.isfinite() and all(value.grad is not None for value in denoiser.network.unet.conv_in.parameters())
+
+
+def test_dropped_labels_need_a_meaning():
+    denoiser = networks.build({"kind": "improved_diffusion", **TINY, "class_cond": True}, (3, 8, 8), 10).train()
+    with pytest.raises(DrbenchError, match="unlabelled: zero"):
+        edm_loss(denoiser, torch.zeros(2, 3, 8, 8), torch.Generator(), torch.tensor([0, 1]), label_dropout=1.0)
 
 
 @pytest.mark.parametrize("kind", ["guided_diffusion", "openai_consistency"])

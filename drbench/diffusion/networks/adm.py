@@ -21,7 +21,6 @@ from drbench.diffusion.precond import EDMDenoiser, VPDenoiser
 from drbench.errors import DrbenchError
 
 GROUPS = 32
-NO_LABEL = -1
 # A denoiser of Karras et al. hands over ln(sigma) / 4; a consistency model was trained on 250 ln(sigma).
 TIMES_OF_C_NOISE = 1000.0
 
@@ -134,26 +133,33 @@ class ADMNetwork(nn.Module):
             raise DrbenchError("an unconditional network (class_cond: false) got labels; pass labels=None")
         if embedding is None or labels is not None:
             return labels
-        if embedding.unlabelled is None:
-            raise DrbenchError(
-                "this network is class-conditional and got no labels: set `unlabelled: zero` (no label embedding) or "
-                "`unlabelled: mean` (the mean embedding) in its spec, or use an unconditional network"
-            )
-        return torch.full((len(x),), NO_LABEL, dtype=torch.int64, device=x.device)
+        embedding.require_unlabelled()
+        return torch.full((len(x),), embedding.num_embeddings, dtype=torch.int64, device=x.device)
 
 
 class LabelEmbedding(nn.Embedding):
-    """A class embedding that knows what to say where there is no label (`NO_LABEL`)."""
+    """A class embedding that knows what to say for label K = num_classes, which means: none."""
 
     def __init__(self, num_classes: int, width: int, unlabelled: str | None):
         super().__init__(num_classes, width)
         self.unlabelled = unlabelled
 
     def forward(self, labels: Tensor) -> Tensor:
+        missing = labels >= self.num_embeddings
         if self.unlabelled is None:
+            if self.training and missing.any():  # looked for in training alone: it waits for an accelerator
+                self.require_unlabelled()
             return super().forward(labels)
         instead = self.weight.mean(0) if self.unlabelled == "mean" else torch.zeros_like(self.weight[0])
-        return torch.where((labels < 0)[:, None], instead, super().forward(labels.clamp_min(0)))
+        return torch.where(missing[:, None], instead, super().forward(labels.clamp_max(self.num_embeddings - 1)))
+
+    def require_unlabelled(self) -> None:
+        """Raise `DrbenchError` if nobody said what no label means."""
+        if self.unlabelled is None:
+            raise DrbenchError(
+                "this network is class-conditional and got no labels: set `unlabelled: zero` (no label embedding) or "
+                "`unlabelled: mean` (the mean embedding) in its spec, or use an unconditional network"
+            )
 
 
 def network(config: ADMConfig, channels: int = 3, time_scale: float = 1.0) -> ADMNetwork:
