@@ -92,7 +92,7 @@ def check(state: Mapping[str, Tensor], where: str | Path) -> None:
         low, high = torch.aminmax(tensor)  # NaN if there is one; unlike isfinite() it needs no memory
         if not (low.isfinite() and high.isfinite()):
             raise DrbenchError(f"{where}: tensor {key!r} holds values that are not finite; download the file again")
-        if tensor.ndim > 1 and low == high == 0:
+        if sum(side > 1 for side in tensor.shape) > 1 and low == high == 0:
             raise DrbenchError(
                 f"{where}: tensor {key!r} {tuple(tensor.shape)} is all zero, which trained weights never are; "
                 "the file is damaged or of an untrained network"
