@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from drbench.draws import Draws
 from drbench.errors import DrbenchError
 from drbench.evidence import Certificate, Evidence
-from drbench.memory import parameters_elsewhere
+from drbench.memory import without_values
 
 __all__ = ["Certificate", "Defense", "Draws", "DrbenchError", "Evidence"]
 
@@ -135,8 +135,7 @@ class Defense(nn.Module, ABC):
 
         The tensors of `state` become those of the defense: nothing is held twice.
         """
-        with parameters_elsewhere():
-            defense = cls(**args)
+        defense = without_values(lambda: cls(**args))
         wanted = defense.state_dict()
         given = {key: value.to(wanted[key].dtype) if key in wanted else value for key, value in state.items()}
         try:

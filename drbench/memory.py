@@ -1,6 +1,6 @@
 """Memory on the host: how the C library treats what torch frees, and networks that are built before their weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -35,3 +35,14 @@ def parameters_elsewhere() -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def without_values(make: Callable[[], Module]) -> Module:
+    """`make()` with parameters that have no values yet; with values where it computes with them."""
+    try:
+        with parameters_elsewhere():
+            made = make()
+    except (NotImplementedError, RuntimeError):  # of tensors without values; any other error comes again
+        return make()
+    stored = made.state_dict()
+    return make() if any(one.is_meta for name, one in made.named_buffers() if name not in stored) else made

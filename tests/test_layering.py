@@ -176,7 +176,7 @@ RUN_CODE = {"eval", "exec", "compile", "os.system", "os.popen", "torch.jit.load"
             "marshal.loads", "shelve.open", "joblib.load", "dill.load", "dill.loads", "cloudpickle.load",
             "cloudpickle.loads", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}  # fmt: skip
 TRUSTING = {"shell", "allow_pickle", "trust_remote_code"}  # keywords that must not be true
-RESTRICTED = "drbench/checkpoints/persistence.py"  # its Unpickler knows a fixed list of names
+RESTRICTED = "drbench/checkpoints/unpickling.py"  # its Unpickler knows a fixed list of names
 
 
 def unsafe(source: str, path: str = "") -> list[str]:

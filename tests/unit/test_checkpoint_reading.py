@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import struct
 import zipfile
 from collections import OrderedDict
@@ -152,6 +153,29 @@ def test_damaged_files(tmp_path, state):
         path.write_bytes(page)
         refused(path, "HTML page.*confirm or quota page")
     refused(tmp_path / "absent.pt", "cannot read .*No such file")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_random_damage_ends_in_a_message_or_in_tensors(tmp_path, state, kind):
+    path, rng = tmp_path / "file", random.Random(0)
+    if kind == "safetensors":
+        save_file(dict(state), path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, refusals = path.read_bytes(), 0
+    for trial in range(150):
+        damaged = bytearray(whole)
+        if trial % 3:
+            for _ in range(rng.choice((1, 2, 5))):
+                damaged[rng.randrange(min(len(whole), 4000))] = rng.randrange(256)
+        else:
+            damaged = damaged[: rng.randrange(len(whole))]
+        path.write_bytes(damaged)
+        try:
+            reading.tensors(path)
+        except DrbenchError:
+            refusals += 1
+    assert refusals >= 100 - 50 * (kind == "zip")
 
 
 def test_numbers_that_are_none(tmp_path, state):

@@ -54,5 +54,5 @@ def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: 
     module, _, function = KINDS[kind].partition(":")
     try:
         return getattr(import_module(module), function)(tuple(input_shape), num_classes, **config)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise DrbenchError(f"denoiser of kind {kind!r} cannot be built with {config}: {error}") from error
