@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drbench.checkpoints import adm_keys, reading
 from drbench.checkpoints.formats import Converted
-from drbench.diffusion.networks import adm, presets
+from drbench.diffusion.networks import adm, adm_network, presets
 
 UNET = "network.unet."
 
@@ -37,7 +37,7 @@ def _convert(kind: str, path: Path, config: Mapping) -> Converted:
         spec.setdefault("classes", len(state.get("label_emb.weight", range(1000))))
     chosen = adm.config(kind, spec)
     with torch.device("meta"):
-        unet = adm.network(chosen, channels=_channels(state)).unet
+        unet = adm_network.network(chosen, channels=_channels(state)).unet
     reading.match(adm_keys.shapes(unet.state_dict(), chosen), state, path)
     # The code of consistency models splits q, k and v before the heads, whatever its flag says.
     legacy = kind != "openai_consistency" and not chosen.use_new_attention_order

@@ -8,7 +8,7 @@ import torch
 
 from drbench.checkpoints import adm_keys, formats
 from drbench.diffusion import networks
-from drbench.diffusion.networks import adm, presets
+from drbench.diffusion.networks import adm, adm_network, presets
 from drbench.diffusion.schedules import timestep_for
 from drbench.diffusion.train import edm_loss
 from drbench.errors import DrbenchError
@@ -148,7 +148,7 @@ def made(kind, config, seed=0):
     """A random original state dict of that configuration."""
     chosen = adm.config(kind, config)
     with torch.device("meta"):
-        unet = adm.network(chosen).unet
+        unet = adm_network.network(chosen).unet
     rng = torch.Generator().manual_seed(seed)
     shapes = adm_keys.shapes(unet.state_dict(), chosen)
     flat = {key: 0.1 * torch.randn(shape, generator=rng) for key, shape in shapes.items()}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from drbench.diffusion import schedules
-from drbench.diffusion.networks.adm import TIMES_OF_C_NOISE, ADMNetwork, LabelEmbedding, consistency, vp
+from drbench.diffusion.networks.adm import TIMES_OF_C_NOISE, consistency, vp
+from drbench.diffusion.networks.adm_network import ADMNetwork, LabelEmbedding
 from drbench.errors import DrbenchError, did_you_mean
 
 # Schedulers that say the same of the network: epsilon at a timestep of a variance-preserving schedule.
