@@ -56,7 +56,7 @@ def resolve(name: str) -> Weights:
             f"in .safetensors{did_you_mean(name, entries)}"
         )
     try:
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+        actual = sha256_of(path)
     except OSError as error:
         raise DrbenchError(
             f"checkpoint {name}: cannot read {path}: {error.strerror}; "
@@ -71,15 +71,24 @@ def resolve(name: str) -> Weights:
     return Weights(name, path, actual)
 
 
+def sha256_of(path: Path) -> str:
+    """Hash of a file of any size, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read(checkpoints: Sequence[Weights]) -> dict:
-    """Merge the state dicts of several files; a tensor may come from one file only, and must be finite."""
+    """Merge the state dicts of several files; a tensor may come from one file only, and must be finite.
+
+    Each tensor is read by itself: a mapping of the whole file would hold its pages beside the copies.
+    """
+    import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     merged: dict = {}
     for name, path, _ in checkpoints:
         try:
-            state = load_file(path)
+            state = _tensors(path)
         except (SafetensorError, OSError) as error:
             raise DrbenchError(f"checkpoint {path}: not a readable safetensors file: {error}") from error
         for key, tensor in state.items():
@@ -87,10 +96,23 @@ def read(checkpoints: Sequence[Weights]) -> dict:
                 raise DrbenchError(
                     f"checkpoint {name}: tensor {key!r} is already given by an earlier checkpoint of the list"
                 )
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            # the extremes are NaN if there is one; unlike isfinite() they take no memory
+            if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
                 raise DrbenchError(f"checkpoint {path}: tensor {key!r} holds values that are not finite")
             merged[key] = tensor
     return merged
+
+
+def _tensors(path: Path) -> dict:
+    from safetensors import safe_open
+
+    def tensor(key: str):
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(key).clone()
+
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+    return {key: tensor(key) for key in keys}
 
 
 def write(name: str, state: Mapping, facts: Mapping) -> Weights:
@@ -109,7 +131,7 @@ def write(name: str, state: Mapping, facts: Mapping) -> Weights:
         os.replace(partial, path)
     except OSError as error:
         raise DrbenchError(f"cannot write weights to {path}: {error.strerror}") from error
-    written = Weights(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+    written = Weights(name, path, sha256_of(path))
     if listed:
         entry = {"file": _file_of(name), "sha256": written.sha256, "bytes": path.stat().st_size, **facts}
         partial = manifest_path().with_suffix(".partial")

@@ -39,6 +39,19 @@ class ConsistencyFunction(EDMDenoiser):
         shifted, s = sigma - self.t_min, self.sigma_data
         return s**2 / (shifted**2 + s**2), shifted * s / (sigma**2 + s**2).sqrt()
 
+    def teacher(self) -> EDMDenoiser:
+        """The denoiser that a copy of the network is: what these weights were before they were distilled."""
+        return EDMDenoiser(deepcopy(self.network), float(self.sigma_data), self.num_classes)
+
+
+def preconditioned(
+    network: nn.Module, sigma_data: float, num_classes: int | None = None, t_min: float | None = None
+) -> EDMDenoiser:
+    """A raw network as a denoiser, or as a consistency function where there is a smallest time `t_min`."""
+    if t_min is None:
+        return EDMDenoiser(network, sigma_data, num_classes)
+    return ConsistencyFunction(network, sigma_data, num_classes, t_min)
+
 
 def nearest(level: float, grid: Sequence[float]) -> float:
     """The point of the grid that is nearest to a noise level; of two equally near ones the first."""

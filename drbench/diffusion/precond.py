@@ -90,6 +90,9 @@ class VPDenoiser(nn.Module):
     Adversarial Robustness for Free!", algorithm 1; Jeong & Shin 2023 keep the noise exact, as here.
     """
 
+    num_classes: int | None = None  # labels that the network knows
+    sigma_data = 0.5  # weighs noise levels in training, as for EDM's networks; the answer does not depend on it
+
     def __init__(self, network: nn.Module, alphas_bar: torch.Tensor, time_scale: float = 1.0):
         super().__init__()
         self.network = network

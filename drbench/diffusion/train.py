@@ -3,7 +3,8 @@
 import torch
 
 from drbench.diffusion.denoiser import per_row
-from drbench.diffusion.precond import EDMDenoiser
+from drbench.diffusion.precond import EDMDenoiser, VPDenoiser
+from drbench.errors import DrbenchError
 
 
 def sigma_data_of(x_net: torch.Tensor) -> float:
@@ -11,8 +12,20 @@ def sigma_data_of(x_net: torch.Tensor) -> float:
     return float(x_net.double().std(correction=0))
 
 
+def remember_scale(denoiser: torch.nn.Module, x_net: torch.Tensor) -> None:
+    """Set the data scale of an EDM denoiser that is about to be trained on `x_net`; an epsilon network has none."""
+    if isinstance(denoiser, VPDenoiser):
+        return
+    if not isinstance(denoiser, EDMDenoiser):
+        raise DrbenchError(
+            f"only denoisers with EDM preconditioning and epsilon networks are trained here, got "
+            f"{type(denoiser).__name__}: use it with its weights as they are"
+        )
+    denoiser.sigma_data.fill_(sigma_data_of(x_net))
+
+
 def edm_loss(
-    denoiser: EDMDenoiser,
+    denoiser: EDMDenoiser | VPDenoiser,
     x_net: torch.Tensor,
     rng: torch.Generator,
     labels: torch.Tensor | None = None,
@@ -27,13 +40,13 @@ def edm_loss(
 
     Parameters
     ----------
-    denoiser : EDMDenoiser
+    denoiser : EDMDenoiser or VPDenoiser
     x_net : Tensor (B, C, H, W) float32
         Clean images in [-1, 1].
     rng : torch.Generator
         On the CPU, so that every device trains on the same noise; the only source of randomness.
     labels : Tensor (B,) int64, optional
-        Only for a conditional denoiser. None trains the null class alone.
+        Not used for an unconditional denoiser. None trains the null class alone.
     p_mean, p_std : float
         Mean and std of ln sigma_net.
     label_dropout : float
@@ -53,7 +66,9 @@ def edm_loss(
     log_sigma = p_mean + p_std * torch.randn(len(x_net), generator=rng).to(x_net.device)
     sigma = per_row(log_sigma.exp(), x_net)
     noise = torch.randn(x_net.shape, generator=rng).to(x_net.device)
-    if labels is not None and denoiser.num_classes is not None:
+    if denoiser.num_classes is None:
+        labels = None
+    if labels is not None:
         dropped = torch.rand(len(x_net), generator=rng).to(x_net.device) < label_dropout
         labels = torch.where(dropped, denoiser.num_classes, labels)
     x0 = denoiser(x_net + sigma * noise, sigma.flatten(), labels)

@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 import drbench
+from drbench.checkpoints import formats
 from drbench.data import Images
 from drbench.errors import DrbenchError
 from methods.rcm.convert import convert, main
+from methods.rcm.defense import RCM
 from methods.rcm.network import Classifier, ViT
-from methods.rcm.path import snap
+from methods.rcm.path import level, snap
+from tests.parity import PARITY, assert_equal_outputs, needs_parity, recorded
 
 
 def official(folder, name, sigma, prefix="", seed=0, width=16, **facts):
@@ -77,12 +80,12 @@ def test_bad_files(tmp_path):
 
     refused({key.removeprefix("base_model."): value for key, value in state.items()}, "must be tuned first")
     refused(state | {"linear_head.weight": None}, "linear_head.weight.*must be tuned first")
-    refused(state | {"base_model.blocks.1.attn.proj.bias": None}, "1 tensors.*blocks.1.attn.proj.bias.*got none")
-    refused(state | {"base_model.extra": torch.ones(3)}, r"base_model.extra, expected none, got \(3,\)")
-    refused(state | {"base_model.norm.bias": torch.ones(3)}, r"norm.bias, expected \(16,\), got \(3,\)")
-    refused({"state": state}, "expected a bare state dict")
+    refused(state | {"base_model.blocks.1.attn.proj.bias": None}, "1 tensors missing, first .*blocks.1.attn.proj.bias")
+    refused(state | {"base_model.extra": torch.ones(3)}, "1 unexpected, first .base_model.extra")
+    refused(state | {"base_model.norm.bias": torch.ones(3)}, r"norm.bias.: expected \(16,\), got \(3,\)")
+    refused({"other": state}, "expected a state dict")
     path.write_bytes(b"not a file of tensors")
-    with pytest.raises(DrbenchError, match="not a readable file"):
+    with pytest.raises(DrbenchError, match="neither safetensors nor"):
         convert([path])
 
 
@@ -97,3 +100,28 @@ def test_files_that_do_not_belong_together(tmp_path, capsys):
     assert main([str(tmp_path / "out.safetensors"), str(first), str(same)]) == 2
     assert "one file for each noise level" in capsys.readouterr().err
     assert main([]) == 2
+
+
+@needs_parity
+@pytest.mark.parametrize("name", ["rrcm_w64.pt", "rrcm_w64_ddp.pt"])
+@pytest.mark.parametrize("layernorm", [True, False])
+def test_official_outputs(name, layernorm):
+    """Every recorded output of the official code, from both kinds of file, through the format "rrcm"."""
+    io = recorded("rrcm_w64")
+    for sigma in (0.25, 0.5, 1.0):
+        found = formats.convert(PARITY / name, "rrcm", sigma=sigma, heads=4, layernorm=layernorm)
+        defense = RCM.from_checkpoint(found.state, **found.spec).eval()
+        assert found.role == "defense" and defense.sigmas == (sigma,)
+        index, t = int(io[f"sigma{sigma}_index"][0]), float(io[f"sigma{sigma}_t"][0])
+        assert level(index, 81) == snap(2 * sigma, 81) == pytest.approx(t, rel=1e-6)
+        with torch.no_grad():
+            logits = defense.logits(io[f"sigma{sigma}_noisy01"], sigma, None)
+        assert_equal_outputs(logits, io[f"sigma{sigma}_logits_{'' if layernorm else 'no'}layernorm"])
+
+
+@needs_parity
+def test_what_the_format_must_be_told():
+    with pytest.raises(DrbenchError, match="expected a JSON object such as"):
+        formats.convert(PARITY / "rrcm_w64.pt", "rrcm")
+    with pytest.raises(DrbenchError, match="expected an object with sigma"):
+        formats.convert(PARITY / "rrcm_w64.pt", "rrcm", heads=4)
