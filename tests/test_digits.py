@@ -11,6 +11,7 @@ from benchmarks import readme, robust_rows
 from drbench import (
     claim_tables,
     claims,
+    config,
     halting,
     head_to_head,
     head_to_head_tables,
@@ -40,6 +41,16 @@ def test_shipped_weights_are_those_of_the_manifest():
         found = weights.resolve(name)
         assert found.path.stat().st_size == entry["bytes"] < 3 * 2**19
         assert entry["validation"] and entry["command"].startswith("drbench train ") and "test" not in entry["data"]
+
+
+def test_every_subset_of_digits_holds_all_ten():
+    """The classes of the split take turns: a rule such as every10 would choose one of them."""
+    cells = [cell for path in (ROOT / "benchmarks" / "digits").rglob("*.yaml") for cell in config.load(path, [])]
+    subsets = {(cell.data.split, cell.data.subset) for cell in cells if cell.task != "train"}
+    assert ("test", "first50") in subsets
+    for split, subset in subsets:
+        counts = drbench.load_data("digits", split, subset=subset).y.bincount(minlength=10)
+        assert counts.min() >= 1 and (split == "test") and counts.max() <= counts.min() + 4, (split, subset)
 
 
 def test_clean_accuracy_of_the_classifier():
