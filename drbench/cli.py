@@ -31,6 +31,7 @@ EXAMPLES = {
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
+    "report": "drbench report results/digits/full\n  drbench report results/digits/full/runs/rcm-seed_0 --out rcm.html",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
@@ -101,6 +102,11 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
         made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
+    made = verb("report", "one HTML page of runs: tables, curves, attacks, down to the votes of each image")
+    made.add_argument("paths", nargs="*", default=["results"], metavar="RUN", help="run folders, or folders above them")
+    made.add_argument(
+        "--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="default: %(default)s"
+    )
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
     made.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -364,6 +370,13 @@ def _plot(args) -> None:
     else:
         written = plots.radius_curves(runs, args.out, args.norm)
     print(*written)
+
+
+def _report(args) -> None:
+    from drbench import record
+    from drbench.report import render
+
+    print(render.write([record.read(folder) for folder in record.find(args.paths)], args.out, args.paths))
 
 
 def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:
