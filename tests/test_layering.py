@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
                "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
-               "mlflow"}  # fmt: skip
+               "mlflow", "jinja2", "markupsafe", "plotly", "playwright"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -53,6 +53,12 @@ MAY_IMPORT = {
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "saving", "summary", "tables"}, {"pandas"}),
     "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
+    "report.": (
+        LEAVES
+        | {"evidence", "halting", "pareto", "pareto_plot", "plots", "record", "report", "robust_plots"}
+        | {"robust_tables", "stats", "summary", "tables", "verify"},
+        {"pandas", "jinja2", "markupsafe", "plotly"},
+    ),
     "leases": (set(), set()),
     "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
@@ -107,8 +113,8 @@ MAY_IMPORT = {
     "cli": (
         LEAVES
         | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
-        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
-        | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
+        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "report", "robust_plots"}
+        | {"robust_tables", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip
@@ -190,7 +196,7 @@ def test_unsafe_loading_is_nowhere():
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
      ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
-     ["table", "{run}", "--paper", "rcm-cifar10"]],
+     ["table", "{run}", "--paper", "rcm-cifar10"], ["report", "{run}", "--out", "{out}.html"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):

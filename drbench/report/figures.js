@@ -65,7 +65,7 @@ function layout(panel) {
 }
 
 function figure(section, { choices, panels, start }) {
-  const plot = section.querySelector(".plot"), legend = section.querySelector(".legend"), form = section.querySelector("form");
+  const plot = section.querySelector(".plot"), legend = section.querySelector(".legend"), form = section.querySelector("form"), note = section.querySelector(".note");
   const selects = choices.map((name, i) => {
     const options = [...new Set(panels.map((panel) => panel.at[i]))];
     const made = element("select", { name }, ...options.map((text) => element("option", { value: text }, text)));
@@ -94,7 +94,8 @@ function figure(section, { choices, panels, start }) {
     const fits = (each, count) => selects.slice(0, count).every((select, i) => each.at[i] === select.value);
     panel = panels.find((each) => fits(each, selects.length)) ?? panels.find((each) => fits(each, 1));
     selects.forEach((select, i) => { select.value = panel.at[i]; });
-    legend.replaceChildren(legend.firstElementChild, ...panel.lines.filter((line) => !line.thin).map(entry));
+    legend.replaceChildren(legend.firstElementChild, ...panel.lines.map(entry));
+    note.textContent = panel.note ?? "";
     draw();
   };
   selects.forEach((select) => select.addEventListener("change", choose));

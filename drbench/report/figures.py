@@ -21,21 +21,14 @@ def all_figures(book: Book) -> list[dict]:
     """Each with `key`, `choices` (names of what chooses a panel), and `panels` that can be drawn."""
     made = (("curves", ["panel"], curves(book)), ("cost", ["rows", "radius", "cost"], cost(book)),
             ("robust", ["threat", "robust accuracy"], robust(book)))  # fmt: skip
-    return [{"key": key, "choices": choices, "panels": panels, "start": _start(panels)}
+    return [{"key": key, "choices": choices, "panels": panels, "start": _first(panels)}
             for key, choices, panels in made if panels]  # fmt: skip
 
 
-def _start(panels: Sequence[dict]) -> int:
-    """The panel that is shown first: of those with most lines the one where the lines are furthest apart."""
-
-    def spread(panel: dict) -> float:
-        last = [line["y"][len(line["y"]) // 2] for line in panel["lines"]]
-        return max(last) - min(last) if "front" in panel else 0.0
-
-    def worth(i: int) -> tuple:
-        return len(panels[i]["lines"]), spread(panels[i]), -i
-
-    return max(range(len(panels)), key=worth)
+def _first(panels: Sequence[dict]) -> int:
+    """The panel that is shown first: that of the highest rank, which is taken out."""
+    ranks = [panel.pop("rank") for panel in panels]
+    return ranks.index(max(ranks))
 
 
 def _panel(at: Sequence[str], x: str, y: str, lines: list[dict], **rest) -> dict:
@@ -71,13 +64,15 @@ def _curves(book: Book, runs: Sequence[Run]) -> Iterator[dict]:
     styles = plots.line_styles(frame)
     for panel in plots.panels_of(frame):
         lines = [_curve(book, line, styles, panel.oracle) for line in panel.curves]
-        lines += [_curve(book, line, styles, False) | {"thin": True} for line in panel.beside]
+        lines += [_beside(_curve(book, line, styles, False), line) for line in panel.beside]
         limits, right = sorted(panel.ceilings.items()), _right(panel)
         beyond = ", ".join(f"{radius:.2f}" for radius, _ in limits if radius > right)
         title = panel.title + ("" if panel.norm == "l2" else f", {plots.NORMS[panel.norm]}")
-        x = f"{plots.NORMS[panel.norm]} radius (pixel units)" + (f"; ceiling radius beyond: {beyond}" if beyond else "")
+        more = {"shape": "vh", "right": right, "rank": -1 if panel.oracle else len(panel.curves)}
+        more |= {"note": f"Ceiling radii beyond the axis: {beyond}."} if beyond else {}
+        x = f"{plots.NORMS[panel.norm]} radius (pixel units)"
         limits = [[_short(radius), label] for radius, label in limits if radius <= right]
-        yield _panel([title], x, "certified accuracy (%)", lines, limits=limits, shape="vh", right=right)
+        yield _panel([title], x, "certified accuracy (%)", lines, limits=limits, **more)
 
 
 def _curve(book: Book, line: DataFrame, styles: dict, oracle: bool) -> dict:
@@ -92,6 +87,11 @@ def _curve(book: Book, line: DataFrame, styles: dict, oracle: bool) -> dict:
     runs = [numbers[place] for place in line["run"]] if oracle else [numbers[first.run]]
     made = _line(book, label, runs, {"colour": style["color"], "dash": _dash(style["linestyle"])}, points)
     return made | {"images": int(first.images), "n": int(first.n)} | ({"text": texts} if oracle else {})
+
+
+def _beside(drawn: dict, line: DataFrame) -> dict:
+    """A thin line for comparison, beside cascades."""
+    return drawn | {"thin": True, "label": f"{drawn['label']} at σ = {line['sigma'].iat[0]:g} alone"}
 
 
 def _dash(pattern) -> str:
@@ -123,12 +123,15 @@ def _costs(book: Book, frame: DataFrame) -> Iterator[dict]:
     for (*_, radius), part in frame.groupby([*pareto.GROUP, "radius"], sort=False):
         first = next(part.itertuples())
         for label, column in COSTS.items():
+            rank = len(part) + radius if column == "evaluations" else -1
             shown = part[part[column] > 0].sort_values(column)
             lines = [_point(book, row, column, styles) for row in shown.itertuples()]
             best = {"x": shown[column].tolist(), "y": _percent(shown["certified_accuracy"].cummax())}
             at = [f"{first.dataset} {first.subset}, {summary.where(first)}", f"r = {radius:g}", label]
             if lines:
-                yield _panel(at, label, f"certified accuracy at r = {radius:g} (%)", lines, log=True, front=best)
+                yield _panel(
+                    at, label, f"certified accuracy at r = {radius:g} (%)", lines, log=True, front=best, rank=rank
+                )
 
 
 def _point(book: Book, row, column: str, styles: dict) -> dict:
@@ -154,7 +157,8 @@ def robust(book: Book) -> list[dict]:
             lines = [_attacked(book, line.sort_values("eps"), kind, keys.index(key))
                      for key, line in part.groupby(LINE, sort=False)]  # fmt: skip
             at = [f"{dataset} {subset}, {unit}", kind.replace("_", "-")]
-            found.append(_panel(at, x, f"robust accuracy, {at[1]} (%)", lines, shape="linear"))
+            rank = len(lines) if kind == "average" else -1
+            found.append(_panel(at, x, f"robust accuracy, {at[1]} (%)", lines, shape="linear", rank=rank))
     return found
 
 
