@@ -26,6 +26,7 @@ EXAMPLES = {
     "table": "drbench table results/digits/runs --out results/digits/certified\n  drbench table RUN\n"
     "  drbench table --compare results/digits/runs/denoised-one_shot results/digits/runs/noise_augmented\n"
     "  drbench table RUN --norm linf --radii 0 1/255 2/255 8/255",
+    "claims": "drbench claims results/digits/full --out results/digits/full/claims",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve\n"
     "  drbench plot results/digits/runs --shares --out votes\n  drbench plot results/digits/runs --cost --out cost",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
@@ -101,12 +102,19 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--radii", nargs="+", type=_radius, metavar="R", help="radii, as 0.5 or 2/255")
             made.add_argument("--paper", metavar="KEY", help="published numbers with these runs beside them, or `list`")
             made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired differences of A and B")
+            made.add_argument(
+                "--head-to-head", action="store_true", help="all rows at the same draws, with their costs"
+            )
         made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
     made = verb("report", "one HTML page of runs: tables, curves, attacks, down to the votes of each image")
     made.add_argument("paths", nargs="*", default=["results"], metavar="RUN", help="run folders, or folders above them")
     made.add_argument(
         "--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="default: %(default)s"
     )
+    made = verb("claims", "what the papers claim, and what runs say: verdicts as Markdown, CSV and LaTeX")
+    made.add_argument("paths", nargs="+", metavar="RUN", help="run folders of both tasks, or folders above them")
+    made.add_argument("--claims", type=Path, metavar="FILE", help="other claims than benchmarks/claims.yaml")
+    made.add_argument("--out", type=_stem, help="path without suffix")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
     made.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -325,6 +333,12 @@ def _table(args) -> None:
         else:
             print(*compare.write(differences, args.out))
         return
+    if args.head_to_head:
+        from drbench import head_to_head, head_to_head_tables
+
+        page = head_to_head.frame([record.read(folder) for folder in record.find(args.paths)])
+        print(*(head_to_head_tables.write(page, args.out) if args.out else [head_to_head_tables.render_markdown(page)]))
+        return
     runs, task = _runs_of_one_task(args.paths)
     if task == "attack":
         attacked = robust_tables.frame(runs)
@@ -355,6 +369,13 @@ def _table_of_paper(args) -> None:
         print(published.render(frame), end="")
     else:
         print(*published.write(frame, args.out))
+
+
+def _claims(args) -> None:
+    from drbench import claim_tables, claims, record
+
+    table = claims.judge([record.read(folder) for folder in record.find(args.paths)], args.claims)
+    print(*(claim_tables.write(table, args.out) if args.out else [claim_tables.render_markdown(table)]))
 
 
 def _plot(args) -> None:

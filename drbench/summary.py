@@ -218,24 +218,24 @@ def _frame_of(run: Run, radii: np.ndarray, norm: str) -> DataFrame:
         "images": len(rows), "nfe": math.nan if imported else float(sum(defense["nfe"].values())),
         "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
         "seconds_per_image": math.nan if imported else sum(row.seconds for row in rows) / len(rows),
-        "partial": not run.complete, "marks": ", ".join(_marks(run, radii, norm)), "run": place(run),
+        "partial": not run.complete, "marks": ", ".join(marks(run, radii, norm)), "run": place(run),
     }  # fmt: skip
     return DataFrame(facts)[COLUMNS]
 
 
-def _marks(run: Run, radii: np.ndarray, norm: str) -> list[str]:
-    """What a reader of the row has to know."""
+def marks(run: Run, radii: Sequence[float] = (), norm: str | None = None) -> list[str]:
+    """What a reader has to know of the numbers of a run, of either task."""
     engine = run.header["engine"]
     damaged = any("torn last line" not in problem for problem in run.problems)
-    marks = [*run.marks, *(flag.partition(":")[0] for flag in run.header["flags"]), *["damaged"] * damaged]
-    marks += [engine["mode"]] if engine.get("mode", "fixed") != "fixed" else []
+    found = [*run.marks, *(flag.partition(":")[0] for flag in run.header["flags"]), *["damaged"] * damaged]
+    found += [engine["mode"]] if engine.get("mode", "fixed") != "fixed" else []
     if "radii" in engine:
         settled = {in_norm(run, radius, norm) for radius in engine["radii"]}
-        marks += [] if {radius for radius in radii if radius <= reach(run, norm)} <= settled else ["few targets"]
+        found += [] if {radius for radius in radii if radius <= reach(run, norm)} <= settled else ["few targets"]
     own = {"tolerance": "tolerance" in engine, "label": engine.get("select") == "label",
            "randomized": engine.get("options", {}).get("bound") == "randomized",
            "rounded": "rounding" in engine}  # fmt: skip
-    return marks + [mark for mark, given in own.items() if given]
+    return found + [mark for mark, given in own.items() if given]
 
 
 def envelope(table: DataFrame) -> DataFrame:

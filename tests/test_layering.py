@@ -43,6 +43,18 @@ MAY_IMPORT = {
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "saving": (LEAVES, {"pandas"}),
     "compare": (LEAVES | {"record", "saving", "stats", "summary"}, {"pandas"}),
+    "thinning": (LEAVES | {"evidence", "record"}, {"numpy"}),
+    "per_image": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
+    "sides": ({"per_image", "record", "summary"}, set()),
+    "paired_stats": ({"stats"}, {"numpy"}),
+    "paired": (LEAVES | {"paired_stats", "per_image", "record", "sides", "stats", "summary", "thinning"},
+               {"numpy", "pandas"}),
+    "claims": (LEAVES | {"paired", "per_image", "record", "sides", "weights"}, {"pandas", "yaml"}),
+    "claim_tables": ({"claims", "saving", "tables"}, {"pandas"}),
+    "lineage": (LEAVES | {"weights"}, {"yaml"}),
+    "head_to_head": (LEAVES | {"lineage", "paired", "paired_stats", "per_image", "published", "record", "sides"}
+                     | {"stats", "summary", "thinning", "weights"}, {"numpy", "pandas"}),
+    "head_to_head_tables": ({"saving", "tables"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
     "beside": ({"summary"}, {"pandas"}),
@@ -112,7 +124,8 @@ MAY_IMPORT = {
     ),
     "cli": (
         LEAVES
-        | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
+        | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting", "halting"}
+        | {"head_to_head", "head_to_head_tables", "logs", "pareto"}
         | {"pareto_plot", "planning", "plots", "published", "record", "registry", "report", "robust_plots"}
         | {"robust_tables", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),

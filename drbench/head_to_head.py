@@ -1,0 +1,198 @@
+"""All methods on the same images at the same draws, under the same threats, with what they cost. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+from pandas import DataFrame, Series
+
+from drbench import paired_stats, per_image, published, sides, stats, summary, thinning, weights
+from drbench.errors import DrbenchError
+from drbench.lineage import Lineage
+from drbench.paired import Bench
+from drbench.record import Run
+from drbench.sides import Side, title, worth
+
+COLUMNS = ["dataset", "section", "condition", "images", "draws", "row", "seeds", "quantity", "value", "low", "high",
+           "marks", "note"]  # fmt: skip
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+FAIR = 1000  # draws that a further table asks for: with the fewest draws of all, radii end early
+BASE, BASELINES = "rcm", ("denoised", "diffpure", "consistency")  # whose cost is compared, with diffusion-based rows
+IN_MEAN = ("denoised", "diffpure")  # as the paper's mean: purification before an ordinary classifier
+
+
+def frame(runs: Sequence[Run]) -> DataFrame:
+    """One line per number; the trainings of a row (variants that end in "seed N") are averaged.
+
+    Columns
+    -------
+    section : "certified" (condition: noise level), "robust" (threat), "budget" or "factor"
+    images, draws : on which, and of how many draws, all rows of a table are
+    value, low, high : shares in [0, 1] with the 95 % interval over images (and trainings); radii in pixel units;
+        seconds; factors with the smallest and largest of the runs
+    """
+    runs = [run for run in runs if any(run.ordered()) and run.header["engine"].get("certifier") != "imported"]
+    if not runs:
+        raise DrbenchError("expected runs with a recorded image, got none; start or go on with `drbench run`")
+    lines: list[dict] = []
+    for dataset, own in _grouped(runs, lambda run: run.header["data"]["name"]):
+        certified = [run for run in own if run.task == "certify"]
+        attacked = [run for run in own if run.task == "attack"]
+        parts = (*_budgets(own), *_certified(certified), *_robust(attacked), *_factors(certified))
+        lines += [{"dataset": dataset} | line for line in parts]
+    return DataFrame(lines, columns=COLUMNS)
+
+
+def row_name(run: Run) -> str:
+    """Name of the row, without the seed of its training."""
+    return re.sub(r" \(seed \d+\)$|, seed \d+(?=\)$)", "", title(run))
+
+
+def _grouped(runs: Sequence[Run], key) -> list[tuple]:
+    """(value, runs) by value; the runs of a group floors first, then by name."""
+    return [(value, list(group)) for value, group in groupby(sorted(sorted(runs, key=_position), key=key), key)]
+
+
+def _position(run: Run) -> tuple:
+    name = run.header["defense"]["name"]
+    return [*summary.FLOORS, name].index(name), title(run), run.header["engine"]["sigma"], str(run.folder)
+
+
+def _rows(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Rows in the order of all tables, with a run for each training; of several the best."""
+    best = {title(run): run for run in sorted(runs, key=worth)}
+    return _by_row(list(best.values()))
+
+
+def _by_row(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    runs = sorted(runs, key=_position)
+    return [(name, [run for run in runs if row_name(run) == name]) for name in dict.fromkeys(map(row_name, runs))]
+
+
+def _certified(runs: Sequence[Run]) -> Iterator[dict]:
+    """For each noise level, and each set of images of some row, all rows that have these images, at equal draws."""
+    single, bench = [run for run in runs if thinning.can_thin(run)], Bench(runs)
+    for sigma, group in _grouped(single, lambda run: run.header["engine"]["sigma"]):
+        for place, images in enumerate(sorted({frozenset(run.rows) for run in group}, key=_size, reverse=True)):
+            rows = [run for run in group if images <= run.rows.keys()]
+            fewest = min(run.header["engine"]["n"] for run in rows)
+            many = [run for run in rows if run.header["engine"]["n"] >= FAIR > fewest and place == 0]
+            for part in filter(None, (rows, many)):
+                yield from _table(f"σ = {sigma:g}", part, images, bench)
+    cascades = [run for run in runs if run.header["engine"]["certifier"] == "cascade"]
+    for levels, group in _grouped(cascades, lambda run: summary.scales(run.header["engine"])):
+        images = frozenset.intersection(*(frozenset(run.rows) for run in group))
+        if images:
+            yield from _table(f"cascade over σ = {levels}", group, images, bench)
+
+
+def _size(images: frozenset) -> tuple:
+    return len(images), sorted(map(str, images))
+
+
+def _table(condition: str, runs: Sequence[Run], images: frozenset, bench: Bench) -> Iterator[dict]:
+    draws = min(run.header["engine"]["n"] for run in runs)
+    for name, trained in _rows(runs):
+        wanted = [image_id for image_id in trained[0].wanted if image_id in images]
+        found = [bench.values(run, "certified", draws).loc[wanted] for run in trained]
+        reach = min(summary.reach(bench.at(run, draws)) for run in trained)
+        facts = {"section": "certified", "condition": condition, "images": len(images), "draws": draws, "row": name,
+                 "seeds": len(trained), "marks": _marks(trained), "note": _noise(trained)}  # fmt: skip
+        for radius in RADII:
+            if radius <= reach:
+                hits = [(each >= radius).astype(float) for each in found]
+                yield facts | {"quantity": f"r = {radius:g}"} | _estimate(hits)
+        yield facts | {"quantity": "ACR"} | _estimate([each.clip(lower=0) for each in found], share=False)
+
+
+def _estimate(numbers: list[Series], share: bool = True) -> dict:
+    """Mean over images and trainings. Clopper-Pearson for a share that is right or wrong in all trainings alike."""
+    values = np.array([each.to_numpy() for each in numbers])
+    if share and np.isin(values, (0.0, 1.0)).all() and (values == values[0]).all():
+        low, high = stats.interval(int(values[0].sum()), values.shape[1])
+    else:
+        low, high = paired_stats.interval(values)
+    return {"value": round(float(values.mean()), 6), "low": round(low, 6), "high": round(high, 6)}
+
+
+def _robust(runs: Sequence[Run]) -> Iterator[dict]:
+    """For each threat all rows, each on its own images: an attack is too dear to be run on all."""
+    for (norm, _), group in _grouped(runs, lambda run: (run.header["engine"]["norm"], run.header["engine"]["eps"])):
+        engine = group[0].header["engine"]
+        for decision, part in _grouped(group, lambda run: run.header["engine"]["decision"].startswith("cascade")):
+            for name, trained in _rows(part):
+                facts = {"section": "robust", "condition": f"{norm} {engine['eps_text']}",
+                         "row": f"{name}, cascade" if decision else name, "images": min(len(r.rows) for r in trained),
+                         "seeds": len(trained), "marks": _marks(trained),
+                         "note": " ".join(sorted({r.header["engine"]["preset"] for r in trained}))}  # fmt: skip
+                for quantity in ("clean", "robust"):
+                    yield facts | {"quantity": quantity} | _estimate([per_image.values(r, quantity) for r in trained])
+
+
+def _budgets(runs: Sequence[Run]) -> Iterator[dict]:
+    """For each row: parameters, calls and time of a draw, and the training of all its weights."""
+    known = Lineage()
+    for name, group in _by_row(runs):
+        certified = [run for run in group if run.task == "certify"]
+        defense = group[0].header["defense"]
+        trained = [known.seconds(run.header["defense"].get("checkpoints", {})) for run in group]
+        times = [sum(found.values()) for found in trained if None not in found.values()]
+        chain = " + ".join(part.rpartition("/")[2] for part in trained[0])
+        facts = {"section": "budget", "row": name, "seeds": len({title(run) for run in group}), "note": chain}
+        yield facts | {"quantity": "parameters", "value": defense.get("parameters", np.nan)}
+        yield facts | {"quantity": "training seconds", "value": np.mean(times) if times else np.nan}
+        for measure in ("calls", "seconds") if certified else ("calls",):
+            costs = [per_image.cost(run, measure) for run in certified or group]
+            yield facts | {"quantity": measure, "value": np.mean(costs), "low": min(costs), "high": max(costs)}
+
+
+def _factors(runs: Sequence[Run]) -> Iterator[dict]:
+    """How much cheaper a draw of `BASE` is than that of each diffusion-based row at the same noise levels."""
+    bench, printed, means = Bench(runs), _quoted(), {"calls": [], "seconds": []}
+    levels = {run.header["engine"]["sigma"] for run in runs if row_name(run) == BASE}
+    for name, group in _by_row([run for run in runs if run.header["defense"]["name"] in BASELINES]):
+        shared = sorted(levels & {run.header["engine"]["sigma"] for run in group if thinning.can_thin(run)})
+        for measure in means if shared else ():
+            ours, theirs = (Side((row,), measure) for row in (f"{BASE} (seed *)", name))
+            found = bench.effect(ours, theirs, sigmas=shared)
+            if group[0].header["defense"]["name"] in IN_MEAN:
+                means[measure].append(found.effect)
+            quoted = next((text for start, text in printed.items() if start and _plain(name).startswith(start)), "")
+            yield {"section": "factor", "condition": "σ = " + ", ".join(f"{sigma:g}" for sigma in shared), "row": name,
+                   "quantity": measure, "value": round(found.effect, 6), "low": round(found.low, 6),
+                   "high": round(found.high, 6), "marks": found.marks, "note": quoted}  # fmt: skip
+    for measure, factors in means.items():
+        if factors:
+            value = round(float(np.mean(factors)), 6)
+            yield {"section": "factor", "row": f"mean over {' and '.join(IN_MEAN)}", "quantity": measure,
+                   "value": value, "low": value, "high": value, "condition": "", "marks": "",
+                   "note": printed[""]}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return name.replace("(", "").replace(")", "")
+
+
+def _quoted() -> dict[str, str]:
+    """Start of our name of a baseline -> seconds of an image over those of RCM as quoted; "" -> the paper's mean."""
+    folder = weights.home() / "benchmarks" / "published"
+    rows, names = published.load(folder, "rcm-cost"), published.papers(folder)["rcm-cost"]["methods"]
+    mean = rows[(rows.metric == "inference_cost_reduction_factor") & (rows.provenance == "published")].iloc[0]
+    times = rows[rows.metric == "latency_s_per_image"].drop_duplicates("method").set_index("method")
+    found = {"": f"{mean.value} ({mean.provenance})"}
+    for method in times.index.intersection(list(names)).drop("rRCM"):
+        factor = float(times.value[method]) / float(times.value["rRCM"])
+        found |= {start: f"{factor:.0f} ({times.provenance[method]})" for start in names[method]}
+    return dict(sorted(found.items(), reverse=True))  # the longest names first, "" last
+
+
+def _noise(runs: Sequence[Run]) -> str:
+    """Key of the stream that the noise of these runs comes from."""
+    return ", ".join(sorted({f"seed {r.header['engine']['seed']}, block {r.header['engine']['block']}" for r in runs}))
+
+
+def _marks(runs: Sequence[Run]) -> str:
+    return ", ".join(sides.all_marks(runs))

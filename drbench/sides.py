@@ -1,0 +1,126 @@
+"""The sides of a comparison: which of the runs at hand stand for a row, and what to say about them. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from drbench import per_image, summary
+from drbench.per_image import MEASURES
+from drbench.record import Run
+
+CASCADE = "cascade"  # as the sigma of a side: the runs over several noise levels
+Trainings = dict[str, list[Run]]  # name of a training -> its run under each condition
+
+
+class NotTested(Exception):
+    """The runs at hand cannot say; the text says what is missing."""
+
+
+class Side(NamedTuple):
+    """The runs of one side.
+
+    rows : names as tables print them, `*` for any text; each match is a training (of costs: or another row).
+    sigma : its own noise level, `CASCADE`, or None for those of the comparison.
+    """
+
+    rows: tuple[str, ...]
+    measure: str
+    sigma: float | str | None = None
+
+    def fits(self, run: Run, condition) -> bool:
+        """Whether a run stands for this side under a condition: a noise level, or (norm, eps)."""
+        engine, task = run.header["engine"], MEASURES[self.measure].task
+        if run.task != ("attack" if task == "attack" else "certify"):
+            return False
+        if not any(fnmatchcase(title(run), row) for row in self.rows):
+            return False
+        if task == "attack":
+            several = engine["decision"].startswith("cascade")
+            own = several if self.sigma == CASCADE else self.sigma in (None, engine["sigma"])
+            return own and engine["norm"] == condition[0] and math.isclose(engine["eps"], condition[1])
+        several = engine["certifier"] == "cascade"
+        if task == "cascade" or self.sigma == CASCADE:
+            return several
+        return not several and engine["sigma"] == (condition if self.sigma is None else self.sigma)
+
+    def under(self, condition) -> str:
+        """A condition in words."""
+        if isinstance(condition, tuple):
+            return f"{condition[0]} {condition[1]:g}"
+        sigma = condition if self.sigma is None else self.sigma
+        return f"σ {sigma:g}" if isinstance(sigma, float | int) else "all noise levels"
+
+    def trainings(self, runs: Sequence[Run], conditions: Sequence) -> Trainings:
+        """The best run of each training under each condition; `NotTested` if there is no training with all of them."""
+        found: dict[str, list[Run | None]] = {}
+        for run in sorted(runs, key=worth):
+            for place, condition in enumerate(conditions):
+                if self.fits(run, condition):
+                    found.setdefault(title(run), [None] * len(conditions))[place] = run  # the best come last
+        whole = {name: each for name, each in sorted(found.items()) if all(each)}
+        if not whole:
+            seen = [any(each[place] for each in found.values()) for place in range(len(conditions))]
+            lacking = [self.under(c) for c, there in zip(conditions, seen, strict=True) if not there]
+            kind = "attack on" if MEASURES[self.measure].task == "attack" else "certification of"
+            raise NotTested(f"no {kind} {' or '.join(self.rows)}: {', '.join(lacking) or 'at all of these at once'}")
+        return whole
+
+
+def title(run: Run) -> str:
+    """`name` or `name (variant)`, as tables print it."""
+    defense = run.header["defense"]
+    return f"{defense['name']} ({defense['variant']})" if defense["variant"] else defense["name"]
+
+
+def worth(run: Run) -> tuple:
+    """Sort key: of several runs of a row the last one stands for it."""
+    return not all_marks([run]), len(run.rows), run.header["engine"].get("n", 0), str(run.folder)
+
+
+def every(side: Trainings) -> list[Run]:
+    return [run for runs in side.values() for run in runs]
+
+
+def all_marks(runs: Iterable[Run]) -> list[str]:
+    """What a reader has to know of any of these runs."""
+    runs = list(runs)
+    imported = {"imported" for run in runs if run.header["engine"].get("certifier") == "imported"}
+    return sorted({mark for run in runs for mark in summary.marks(run)} | imported)
+
+
+def marks(sides: Sequence[Trainings]) -> str:
+    found = {name: all_marks(every(side)) for name, side in zip("AB", sides, strict=False)}
+    return "; ".join(f"{name}: {', '.join(each)}" for name, each in found.items() if each)
+
+
+def costs(side: Trainings) -> str:
+    """Network calls, and of certifications the time, of one noisy draw (of an answer under attack)."""
+    runs = every(side)
+    calls = sorted({per_image.cost(run, "calls") for run in runs})
+    text = " to ".join(f"{count:g}" for count in dict.fromkeys((calls[0], calls[-1])))
+    text += " call" if text == "1" else " calls"
+    if any(run.task != "certify" or run.header["engine"]["certifier"] == "imported" for run in runs):
+        return text
+    return f"{text}, {1000 * sum(per_image.cost(run, 'seconds') for run in runs) / len(runs):.2g} ms"
+
+
+def remarks(sides: Sequence[Trainings], runs: Sequence[Run]) -> Iterator[str]:
+    """Words on attacks of unequal strength, and on runs that were passed over for better ones of the same row."""
+    chosen = [run for side in sides for run in every(side)]
+    if all(run.task == "attack" for run in chosen):
+        presets = [" and ".join(sorted({run.header["engine"]["preset"] for run in every(side)})) for side in sides]
+        if len(set(presets)) > 1:
+            yield "attacks: " + ", ".join(f"{name} {preset}" for name, preset in zip("AB", presets, strict=True))
+    alike, folders = {_kind(run) for run in chosen}, {run.folder for run in chosen}
+    others = sorted(summary.place(run) for run in runs if run.folder not in folders and _kind(run) in alike)
+    if others:
+        yield f"passed over: {', '.join(others)}"
+
+
+def _kind(run: Run) -> tuple:
+    engine = run.header["engine"]
+    return (title(run), run.task, engine["sigma"],
+            *(engine.get(key) for key in ("certifier", "norm", "eps", "decision")))  # fmt: skip
