@@ -13,7 +13,7 @@ FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
   train-consistency consistency-ablation claims-multiscale train-rdc claims-rdc test test-slow lint bench figures \
-  verify clean
+  gallery verify clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -107,6 +107,14 @@ figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench plot $(RUNS) --cost --out results/digits/full/cost
 	$(BIN)/drbench table results/digits/full/attacks --out results/digits/full/robust
 	$(BIN)/drbench plot results/digits/full/attacks --out results/digits/full/robust
+
+# Images chosen by hand: one that all get wrong, and ones on which defenses differ.
+gallery: setup  ## pictures of digits-full: images with noise, purified, attacked, with recorded verdicts
+	$(BIN)/drbench gallery $(addprefix results/digits/full/runs/,denoised-one_shot denoised-pf_ode-3 \
+	consistency-tuned_feat_aux diffpure-sde-10 multiscale) --images 615 5 --out results/digits/full/gallery-certified
+	$(BIN)/drbench gallery $(foreach name,undefended adversarial_training denoised-one_shot diffpure-sde-5,\
+	$(wildcard results/digits/full/attacks/$(name)/linf-0.125-*)) --images 229 594 1573 \
+	--out results/digits/full/gallery-attacked
 
 verify: setup  ## recompute every certificate in results/ from its evidence
 	$(BIN)/drbench verify results

@@ -29,6 +29,8 @@ EXAMPLES = {
     "claims": "drbench claims results/digits/full --out results/digits/full/claims",
     "plot": "drbench plot results/digits/runs --out results/digits/certified\n  drbench plot RUN --out curve\n"
     "  drbench plot results/digits/runs --shares --out votes\n  drbench plot results/digits/runs --cost --out cost",
+    "gallery": "drbench gallery results/digits/runs/denoised-one_shot --first 2 --out gallery\n"
+    "  drbench gallery results/digits/full/attacks/rcm-seed_0/linf-0.125* --images 202 1458 --out attacked",
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
@@ -115,6 +117,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders of both tasks, or folders above them")
     made.add_argument("--claims", type=Path, metavar="FILE", help="other claims than benchmarks/claims.yaml")
     made.add_argument("--out", type=_stem, help="path without suffix")
+    made = verb("gallery", "pictures: images with noise, purified, attacked, with recorded verdicts (loads torch)")
+    made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--images", nargs="+", metavar="ID", help="ids of images in the data set")
+    which.add_argument("--first", type=_positive, metavar="N", help="the first N that all runs have done (default: 3)")
+    made.add_argument("--out", type=_stem, required=True, help="path without suffix: PNG, SVG, JSON with alt text")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
     made.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -398,6 +406,14 @@ def _report(args) -> None:
     from drbench.report import render
 
     print(render.write([record.read(folder) for folder in record.find(args.paths)], args.out, args.paths))
+
+
+def _gallery(args) -> None:
+    from drbench import gallery_draw, gallery_gather, record
+
+    folders = dict.fromkeys(folder for path in args.paths for folder in record.find([path]))  # in the order of columns
+    runs = [record.read(folder) for folder in folders]
+    print(*gallery_draw.draw(gallery_gather.gather(runs, args.images, args.first), args.out))
 
 
 def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def read(folder: Path) -> dict[int | str, tuple[int, np.ndarray, np.ndarray]]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 ids, y, x, x_adv = (arrays[name] for name in ("ids", "y", "x", "x_adv"))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise DrbenchError(f"{path}: expected arrays ids, y, x, x_adv: {error!r}") from error
         for name, label, clean, example in zip(ids.tolist(), y.tolist(), x, x_adv, strict=True):
             found.setdefault(name, (label, clean, example))

@@ -71,6 +71,11 @@ MAY_IMPORT = {
         | {"robust_tables", "stats", "summary", "tables", "verify"},
         {"pandas", "jinja2", "markupsafe", "plotly"},
     ),
+    "gallery": (LEAVES | {"record"}, {"numpy"}),
+    "gallery_words": (LEAVES | {"evidence", "gallery", "record", "stats"}, set()),
+    "gallery_draw": ({"gallery", "plots"}, {"numpy", "matplotlib"}),
+    "gallery_gather": ({"api", "attacks", "build", "certifiers", "config", "draws", "examples", "gallery"}
+                       | {"gallery_words", "jobs", "norms", "record", "weights"}, {"numpy", "torch", "omegaconf"}),
     "leases": (set(), set()),
     "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
@@ -125,7 +130,7 @@ MAY_IMPORT = {
     "cli": (
         LEAVES
         | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting", "halting"}
-        | {"head_to_head", "head_to_head_tables", "logs", "pareto"}
+        | {"gallery_draw", "gallery_gather", "head_to_head", "head_to_head_tables", "logs", "pareto"}
         | {"pareto_plot", "planning", "plots", "published", "record", "registry", "report", "robust_plots"}
         | {"robust_tables", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
