@@ -175,6 +175,7 @@ class Run:
     header: dict
     rows: dict[int | str, Row]
     problems: tuple[str, ...]
+    memory: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # what was computed from it
 
     @property
     def task(self) -> str:

@@ -67,8 +67,9 @@ MAY_IMPORT = {
     "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
     "report.": (
         LEAVES
-        | {"evidence", "halting", "pareto", "pareto_plot", "plots", "record", "report", "robust_plots"}
-        | {"robust_tables", "stats", "summary", "tables", "verify"},
+        | {"claim_tables", "claims", "evidence", "halting", "head_to_head", "pareto", "pareto_plot"}
+        | {"plots", "record", "report", "robust_plots", "robust_tables", "stats", "summary", "tables"}
+        | {"verify", "weights"},
         {"pandas", "jinja2", "markupsafe", "plotly"},
     ),
     "gallery": (LEAVES | {"record"}, {"numpy"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from pandas import DataFrame
 
@@ -77,16 +78,15 @@ def _curves(book: Book, runs: Sequence[Run]) -> Iterator[dict]:
 
 def _curve(book: Book, line: DataFrame, styles: dict, oracle: bool) -> dict:
     line = line[line.index.isin(plots.thinned(line).index) | (line["radius"] % 0.25 == 0)]
-    first = next(line.itertuples())
+    first = next(line.head(1).itertuples())
     style = styles[first.defense, first.variant]
-    numbers = {place: book.number("certify", place) for place in line["run"].unique()}
-    texts = [f"best at σ = {row.sigma:g}" if row.certified_accuracy > 0 else "" for row in line.itertuples()]
     points = {"x": line["radius"].tolist(), "y": _percent(line["certified_accuracy"]),
               "low": _percent(line["ci_low"]), "high": _percent(line["ci_high"])}  # fmt: skip
     label = method_name(first) + (f", {first.noise} noise" if first.noise != "gaussian" else "")
-    runs = [numbers[place] for place in line["run"]] if oracle else [numbers[first.run]]
+    runs = [book.number("certify", place) for place in (line["run"] if oracle else [first.run])]
     made = _line(book, label, runs, {"colour": style["color"], "dash": _dash(style["linestyle"])}, points)
-    return made | {"images": int(first.images), "n": int(first.n)} | ({"text": texts} if oracle else {})
+    winner = {"text": [f"best at σ = {s:g}" if s == s else "" for s in line["sigma"]]} if oracle else {}
+    return made | {"images": int(first.images), "n": int(first.n)} | winner
 
 
 def _beside(drawn: dict, line: DataFrame) -> dict:
@@ -121,21 +121,20 @@ def _costs(book: Book, frame: DataFrame) -> Iterator[dict]:
     styles = {key: {"colour": plots.COLOURS[i % len(plots.COLOURS)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
               for i, key in enumerate(frame[METHOD].drop_duplicates().itertuples(index=False, name=None))}  # fmt: skip
     for (*_, radius), part in frame.groupby([*pareto.GROUP, "radius"], sort=False):
-        first = next(part.itertuples())
+        rows = list(part.itertuples())
+        about = f"{rows[0].dataset} {rows[0].subset}, {summary.where(rows[0])}", f"r = {radius:g}"
         for label, column in COSTS.items():
-            rank = len(part) + radius if column == "evaluations" else -1
-            shown = part[part[column] > 0].sort_values(column)
-            lines = [_point(book, row, column, styles) for row in shown.itertuples()]
-            best = {"x": shown[column].tolist(), "y": _percent(shown["certified_accuracy"].cummax())}
-            at = [f"{first.dataset} {first.subset}, {summary.where(first)}", f"r = {radius:g}", label]
+            shown = sorted((row for row in rows if getattr(row, column) > 0), key=lambda row: getattr(row, column))
+            lines = [_point(book, row, getattr(row, column), styles) for row in shown]
+            best = list(accumulate((line["y"][0] for line in lines), max))
+            more = {"front": {"x": [line["x"][0] for line in lines], "y": best}, "log": True}
+            more |= {"rank": len(rows) + radius if column == "evaluations" else -1}
             if lines:
-                yield _panel(
-                    at, label, f"certified accuracy at r = {radius:g} (%)", lines, log=True, front=best, rank=rank
-                )
+                yield _panel([*about, label], label, f"certified accuracy at r = {radius:g} (%)", lines, **more)
 
 
-def _point(book: Book, row, column: str, styles: dict) -> dict:
-    points = {"x": [getattr(row, column)], "y": [100 * row.certified_accuracy], "low": [100 * row.ci_low],
+def _point(book: Book, row, cost: float, styles: dict) -> dict:
+    points = {"x": [cost], "y": [100 * row.certified_accuracy], "low": [100 * row.ci_low],
               "high": [100 * row.ci_high], "text": ["no cheaper row is as good" if row.front else ""]}  # fmt: skip
     run = book.number("certify", row.run)
     return _line(book, method_name(row), [run], styles[row.defense, row.variant], points) | {"images": row.images}
@@ -148,28 +147,33 @@ def robust(book: Book) -> list[dict]:
     """A panel for each norm and kind of robust accuracy; the clean accuracy stands at eps = 0."""
     if not len(book.attacked):
         return []
-    keys = list(dict.fromkeys(book.attacked[LINE].itertuples(index=False, name=None)))
+    rows = list(book.attacked.itertuples())  # sorted by eps
+    keys = list(dict.fromkeys(_values(row, LINE) for row in rows))
     found = []
-    for (dataset, subset, norm), part in book.attacked.groupby(PANEL, sort=False):
+    for panel in dict.fromkeys(_values(row, PANEL) for row in rows):
+        dataset, subset, norm = panel
+        here = [row for row in rows if _values(row, PANEL) == panel]
+        lines = [[row for row in here if _values(row, LINE) == key] for key in keys]
         unit = robust_tables.NORMS.get(norm, norm)
         x = "eps (pixels)" if norm == "stadv" else f"{unit} radius eps (pixel units)"
         for kind in robust_tables.KINDS:
-            lines = [_attacked(book, line.sort_values("eps"), kind, keys.index(key))
-                     for key, line in part.groupby(LINE, sort=False)]  # fmt: skip
+            shown = [_attacked(book, line, kind, place) for place, line in enumerate(lines) if line]
             at = [f"{dataset} {subset}, {unit}", kind.replace("_", "-")]
-            rank = len(lines) if kind == "average" else -1
-            found.append(_panel(at, x, f"robust accuracy, {at[1]} (%)", lines, shape="linear", rank=rank))
+            rank = len(shown) if kind == "average" else -1
+            found.append(_panel(at, x, f"robust accuracy, {at[1]} (%)", shown, shape="linear", rank=rank))
     return found
 
 
-def _attacked(book: Book, line: DataFrame, kind: str, place: int) -> dict:
-    first = next(line.itertuples())
-    ends = {"y": "", "low": "_low", "high": "_high"}
-    points = {
-        key: [100 * getattr(first, f"clean_{kind}{end}"), *_percent(line[f"{kind}{end}"])] for key, end in ends.items()
-    }
-    points |= {"x": [0.0, *line["eps"]], "text": ["clean", *(f"eps = {text}" for text in line["eps_text"])]}
-    numbers = [book.number("attack", run) for run in line["run"]]
+def _values(row, columns: Sequence[str]) -> tuple:
+    return tuple(getattr(row, column) for column in columns)
+
+
+def _attacked(book: Book, line: list, kind: str, place: int) -> dict:
+    first, names = line[0], {key: f"{kind}{end}" for key, end in (("y", ""), ("low", "_low"), ("high", "_high"))}
+    points = {key: [100 * getattr(first, f"clean_{name}"), *(100 * getattr(row, name) for row in line)]
+              for key, name in names.items()}  # fmt: skip
+    points |= {"x": [0.0, *(row.eps for row in line)], "text": ["clean", *(f"eps = {row.eps_text}" for row in line)]}
+    numbers = [book.number("attack", row.run) for row in line]
     label = method_name(first) + (f" at σ = {first.sigma:g}" if first.sigma else "") + f", {first.preset}"
     style = {"colour": plots.COLOURS[place % len(plots.COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)]}
     return _line(book, label, [numbers[0], *numbers], style, points) | {"images": first.images}

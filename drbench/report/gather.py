@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from drbench.record import Run
-from drbench.report import attacked, detail, figures, leaderboard, marks
+from drbench.report import attacked, claimed, detail, figures, leaderboard, marks
 from drbench.report.book import Book
 from drbench.report.grid import Table
 from drbench.report.marks import Badge
@@ -19,8 +19,8 @@ class Page(NamedTuple):
     ----------
     facts : dict
         Counts of the runs: runs, certified, attacked, images, clean, marked, verified, imported.
-    boards, attacks : list of Table
-        Certified accuracy, robust accuracy.
+    boards, attacks, claims, equal : list of Table
+        Certified accuracy, robust accuracy, verdicts on claims, all rows at equal draws.
     provenance : Table
     figures : list of dict
         `drbench.report.figures`.
@@ -35,7 +35,8 @@ class Page(NamedTuple):
     facts: dict
     boards: list[Table]
     attacks: list[Table]
-    claims: dict
+    claims: list[Table]
+    equal: list[Table]
     provenance: Table
     figures: list[dict]
     runs: list[dict]
@@ -50,7 +51,8 @@ def gather(runs: Sequence[Run]) -> Page:
         facts=_facts(book),
         boards=leaderboard.boards(book),
         attacks=attacked.boards(book),
-        claims={},
+        claims=claimed.boards(book),
+        equal=claimed.equal(book),
         provenance=detail.provenance(book),
         figures=figures.all_figures(book),
         runs=[detail.of(book, number) for number in range(len(book.runs))],

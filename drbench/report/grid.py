@@ -19,7 +19,7 @@ class Cell(NamedTuple):
     """A cell: what it shows, below it in small letters, and what it is sorted by (None: always last).
 
     `signs` are those of the run behind it; `run` is its number if that is not the run of the line, `radius` the radius
-    at which its evidence opens.
+    at which its evidence opens; `links` are numbers and names of several runs.
     """
 
     text: str
@@ -28,6 +28,7 @@ class Cell(NamedTuple):
     signs: str = ""
     run: int | None = None
     radius: float | None = None
+    links: tuple[tuple[int, str], ...] = ()
 
 
 class Line(NamedTuple):

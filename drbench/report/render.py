@@ -22,6 +22,7 @@ SCRIPTS = ("tables.js", "details.js", "figures.js")
 POLICY = ("default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
           "script-src {hashes}")  # fmt: skip
 SECTIONS = {"certified": "Certified accuracy", "figures": "Figures", "attacked": "Under attack", "claims": "Claims",
+            "equal": "At equal draws",
             "gallery": "Pictures", "sources": "Provenance", "notes": "Marks and notes"}  # fmt: skip
 FIGURES = {
     "curves": ("Certified accuracy against radius",
@@ -37,7 +38,8 @@ FIGURES = {
 
 def write(runs: Sequence[Run], out: Path, roots: Sequence[str | Path] = ()) -> Path:
     """Write the page of these runs, with pictures that lie in `roots`. The same records give the same bytes."""
-    text = render(gather(runs), pictures(roots))
+    page = gather(runs)
+    text = render(page, pictures(roots, [run["place"] for run in page.runs]))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8", newline="\n")
@@ -63,7 +65,7 @@ def render(page: Page, gallery: Sequence[Picture] = ()) -> str:
 
 def _sections(page: Page, gallery: Sequence[Picture]) -> list[tuple[str, str]]:
     shown = {"certified": page.boards, "figures": page.figures, "attacked": page.attacks, "claims": page.claims,
-             "gallery": gallery}  # fmt: skip
+             "equal": page.equal, "gallery": gallery}  # fmt: skip
     return [(key, title) for key, title in SECTIONS.items() if shown.get(key, True)]
 
 

@@ -194,7 +194,9 @@ def evil_runs(folder: Path) -> list[record.Run]:
 
 def test_no_text_of_a_record_becomes_markup(tmp_path):
     text = render.render(gather(evil_runs(tmp_path)))
-    clean = render.render(gather([make_run(tmp_path / "a", [990, 900]), make_run(tmp_path / "b", [990], sigma=1.0)]))
+    clean = render.render(
+        gather([make_run(tmp_path / "a", [990, 900]), make_run(tmp_path / "b", [990], defense="constant", sigma=1.0)])
+    )
     found, usual = Elements(text), Elements(clean)
     assert {tag for tag, _ in found.tags} <= {tag for tag, _ in usual.tags} | {"span", "sup"}
     scripts = [attributes for tag, attributes in found.tags if tag == "script"]
