@@ -27,6 +27,7 @@ NODES, LEVELS, MISS = 16, [0.5, 3.0], 0.005
 ASCENT = {"form": "linf_momentum", "eta": 0.125, "rate": 0.1}
 ADAM = {"form": "adam_free", "rate": 0.1}
 MULTIHEAD = ["digits/denoiser", "digits/rdc-multihead"]
+OURS, OTHER = "diffusion_classifier", "adversarial_training"
 
 
 def make(images, checkpoint="digits/denoiser", **args) -> Defense:
@@ -154,30 +155,42 @@ def gradients(images) -> Iterator[str]:
 
 
 def robust(paths: list[str]) -> Iterator[str]:
-    """Recorded attacks: average robust accuracy, and differences to the DC of the same threat."""
+    """Recorded attacks: average robust accuracy, and paired differences to DC and to adversarial training.
+
+    Adversarial training is a row where it was attacked on the same images. A deterministic answer counts 0 or 1.
+    """
     runs = [record.read(folder) for folder in record.find(paths)]
-    runs = [run for run in runs if run.task == "attack" and run.complete
-            and run.header["defense"]["name"] == "diffusion_classifier"]  # fmt: skip
+    runs = [run for run in runs if run.task == "attack" and run.complete]
+    ours = [run for run in runs if run.header["defense"]["name"] == OURS]
+    images = {run.header["data"]["sha256"] for run in ours}
+    others = [run for run in runs if run.header["defense"]["name"] == OTHER and run.header["data"]["sha256"] in images]
     found = {}
-    for run in runs:
+    for run in (*ours, *others):
         engine, rows = run.header["engine"], list(run.ordered())
-        n = rows[0].evidence.clean.count
         values = [
-            np.array([1 - getattr(row.evidence, which).wrong(row.label) / n for row in rows])
+            np.array([1 - answers.wrong(row.label) / answers.count for row, answers in
+                      ((row, getattr(row.evidence, which)) for row in rows)])
             for which in ("clean", "adversarial")
-        ]
-        found[engine["norm"], f"{engine['eps']:g}", run.header["defense"]["variant"]] = values
-    yield "| threat | form | clean, % | robust, % | robust minus that of DC, multi-head |"
-    yield "|---|---|---|---|---|"
-    for (norm, eps, variant), (before, after) in sorted(found.items()):
+        ]  # fmt: skip
+        defense = run.header["defense"]
+        form = defense["variant"] if run in ours else f"{OTHER} {defense['variant']}".strip()
+        found[engine["norm"], f"{engine['eps']:g}", run.header["data"]["sha256"], form] = values
+    bases = ("DC, multi-head", OTHER, f"{OTHER} l2")
+    yield f"| threat | form | clean, % | robust, % | minus {' | minus '.join(bases)} |"
+    yield "|---" * (4 + len(bases)) + "|"
+    for (*threat, images, form), (before, after) in sorted(found.items()):
         low, high = stats.bootstrap_mean(after)
-        cells = [f"{norm} {eps}", variant, f"{100 * before.mean():.1f}",
+        cells = [" ".join(threat), form, f"{100 * before.mean():.1f}",
                  f"{100 * after.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"]  # fmt: skip
-        base = found.get((norm, eps, "DC, multi-head"))
-        if base is not None and len(base[1]) == len(after):
-            low, high = stats.bootstrap_mean(after - base[1])
-            cells.append(f"{100 * (after - base[1]).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        for base in bases:
+            _, other = found.get((*threat, images, base), (None, None))
+            cells.append("" if other is None or base == form else _gap(after - other))
         yield f"| {' | '.join(cells)} |"
+
+
+def _gap(differences: np.ndarray) -> str:
+    low, high = stats.bootstrap_mean(differences)
+    return f"{100 * differences.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def main(paths: list[str]) -> int:

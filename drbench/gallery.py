@@ -78,7 +78,7 @@ def choose(runs: Sequence[Run], wanted: Sequence[str] | None, first: int | None)
     if len(data) > 1:
         raise DrbenchError(f"expected runs on the same data, got {' and '.join(data)}: make a gallery of each")
     if not wanted:
-        common = [name for name in runs[0].wanted if all(name in run.rows for run in runs)]
+        common = [name for name in runs[0].wanted if all(name in run.rows and run.rows[name].evidence for run in runs)]
         if not common:
             raise DrbenchError("the runs have no recorded image in common; choose runs on the same subset of the data")
         return common[: first or FIRST]

@@ -11,7 +11,7 @@ from drbench.evidence import ABSTAIN, Attacked, Evidence, Stage
 from drbench.gallery import ABSTAINS, RIGHT, WRONG, Tile
 from drbench.record import Run
 
-PLAIN = "no purifier:\nclassified as it is"
+PLAIN = "no purifier to show:\nas it came in"  # also where a method changes the image inside, without a `purify`
 NORMS = {"l1": "ℓ₁", "l2": "ℓ₂", "linf": "ℓ∞", "stadv": "StAdv"}
 
 

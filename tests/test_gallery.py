@@ -166,7 +166,9 @@ def test_adversarial_examples_are_the_stored_ones(attacks):
         factor = float(difference.lines[0].removeprefix("× "))
         assert factor >= 4 and np.allclose(difference.pixels, 0.5 + factor * (x_adv - x), atol=1e-6)
         assert difference.pixels.min() >= -1e-5 and difference.pixels.max() <= 1 + 1e-5
-        assert classified.pixels.min() >= 0 and classified.lines[0].startswith("this draw: ")
+        assert classified.pixels.min() >= 0 and classified.lines == (
+            f"this draw: {linf.rows[name].evidence.adversarial.first}",
+        )
         seen = linf.rows[name].evidence.adversarial
         others = max((count for answer, count in seen.votes.items() if answer != label), default=0)
         assert adversarial.verdict == ("right" if seen.votes.get(label, 0) > others else "wrong")
@@ -205,6 +207,8 @@ def test_runs_that_do_not_go_together(runs, tmp_path):
     other = make_run(tmp_path / "a", [900], dataset="cifar10")
     with pytest.raises(DrbenchError, match="same data, got cifar10 test and digits test"):
         gallery.choose([runs[0], other], None, None)
+    failed = make_run(tmp_path / "c", [None, 900])
+    assert gallery.choose([failed], None, None) == [1] and gallery.choose([failed], ["0"], None) == [0]
     apart = make_run(tmp_path / "b", [900])
     with pytest.raises(DrbenchError, match="no recorded image in common"):
         gallery.choose([runs[0], apart], None, None)
