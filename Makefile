@@ -13,7 +13,7 @@ FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
   train-consistency consistency-ablation claims-multiscale train-rdc claims-rdc test test-slow lint bench figures \
-  gallery verify clean
+  gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -115,6 +115,9 @@ gallery: setup  ## pictures of digits-full: images with noise, purified, attacke
 	$(BIN)/drbench gallery $(foreach name,undefended adversarial_training denoised-one_shot diffpure-sde-5,\
 	$(wildcard results/digits/full/attacks/$(name)/linf-0.125-*)) --images 229 594 1573 \
 	--out results/digits/full/gallery-attacked
+
+report: setup  ## one HTML page of the recorded runs, from tables down to the votes of each image
+	$(BIN)/drbench report results/digits/full --out results/report.html
 
 verify: setup  ## recompute every certificate in results/ from its evidence
 	$(BIN)/drbench verify results

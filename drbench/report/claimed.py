@@ -19,6 +19,7 @@ COLUMNS = [
     Column("images"), Column("seeds", False, "trainings of A / of B"), Column("data", False),
     Column("published", False), Column("how", False), Column("runs", False),
 ]  # fmt: skip
+SIGNS = dict(zip(claims.VERDICTS, "✓✗?–", strict=True))  # beside the words, not instead of them
 BUDGET = {"parameters": 1.0, "training seconds": 1.0, "calls": 1.0, "seconds": 1000.0}  # quantity -> scale
 SPENT = [
     Column("parameters"),
@@ -45,11 +46,11 @@ def _claim(row, book: Book) -> Line:
     statement, tested = f"{row.statement} ({row.source})", row.verdict != "not tested"
     badges, order = _marked(row.marks), claims.VERDICTS.index(row.verdict)
     if not tested:
-        return Line(None, statement, badges, [Cell(row.verdict, order), *[Cell("–")] * 4, Cell(row.dataset or "–"),
+        return Line(None, statement, badges, [Cell(f"{SIGNS[row.verdict]} {row.verdict}", order), *[Cell("–")] * 4, Cell(row.dataset or "–"),
                     Cell(row.published or "–"), Cell(row.note), Cell("–")])  # fmt: skip
     names = set(row.runs.split())
     cells = [
-        Cell(row.verdict, order, signs=signs(badges)), Cell(claim_tables.effect(row), row.effect, signs=signs(badges)),
+        Cell(f"{SIGNS[row.verdict]} {row.verdict}", order, signs=signs(badges)), Cell(claim_tables.effect(row), row.effect, signs=signs(badges)),
         Cell("–") if math.isnan(row.p_holm) else Cell(f"{row.p_holm:.2g}", row.p_holm),
         Cell(f"{row.images:.0f}", row.images), Cell(row.seeds or "–"), Cell(row.dataset), Cell(row.published or "–"),
         Cell(row.note, below=row.cost), _links(book, (run for run in book.runs if summary.place(run) in names)),

@@ -50,6 +50,15 @@ function traces(panel, line, bands) {
   return made;
 }
 
+// 1, 2 and 5 in each decade, as plain numbers.
+function ticks(panel) {
+  const all = panel.lines.flatMap((line) => line.x), values = [];
+  for (let decade = Math.floor(Math.log10(Math.min(...all))); decade <= Math.log10(Math.max(...all)); decade += 1) {
+    values.push(...[1, 2, 5].map((factor) => Number(`${factor}e${decade}`)));
+  }
+  return { tickvals: values, ticktext: values.map((value) => value.toLocaleString("en", { maximumFractionDigits: 9 })) };
+}
+
 function layout(panel) {
   const limits = panel.limits ?? [];
   const axis = { gridcolor: "#e3e3e3", zerolinecolor: "#bbb", linecolor: "#666", showline: true, automargin: true };
@@ -57,7 +66,7 @@ function layout(panel) {
     margin: { l: 56, r: 16, t: 16, b: 52 }, font: { family: "system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif", size: 13, color: "#1b1b1b" }, height: 460,
     paper_bgcolor: "#fff", plot_bgcolor: "#fff", hovermode: "closest", dragmode: false, showlegend: false,
     hoverlabel: { bgcolor: "#fff", bordercolor: "#444", font: { color: "#1b1b1b" }, align: "left" },
-    xaxis: { ...axis, title: { text: plain(panel.x) }, type: panel.log ? "log" : "linear", ...(panel.right ? { range: [0, panel.right] } : {}), ...(panel.log ? { dtick: "D2" } : {}) },
+    xaxis: { ...axis, title: { text: plain(panel.x) }, type: panel.log ? "log" : "linear", ...(panel.right ? { range: [0, panel.right] } : {}), ...(panel.log ? ticks(panel) : {}) },
     yaxis: { ...axis, title: { text: plain(panel.y) }, range: [0, 101] },
     shapes: limits.map(([x]) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: "#555", dash: "dot", width: 1.2 } })),
     annotations: limits.map(([x, label]) => ({ x, y: 1, yref: "paper", text: plain(label), textangle: -90, showarrow: false, xanchor: "left", yanchor: "top", font: { size: 11, color: "#555" } })),

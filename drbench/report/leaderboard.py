@@ -10,12 +10,12 @@ from drbench.summary import method_name, where
 FLOOR = "constant"  # certifies a tenth of the images at any radius: its columns alone are not worth reading
 AFTER = [
     Column("ACR", help="average certified radius, with a bootstrap interval; compare only within one protocol"),
-    Column("abstained %", help="images without an answer; they count as not certified"),
+    Column("abstain %", help="images without an answer; they count as not certified"),
     Column("N draws", help="estimation draws per image; below it the mean, where they stop early"),
     Column("images", help="recorded images"),
-    Column("NFE per draw", help="network evaluations for one noisy draw, counted"),
-    Column("NFE per image", help="network evaluations for one image, over all draws"),
-    Column("s / image", help="wall time on the machine of that run; not comparable between machines"),
+    Column("NFE/draw", help="network evaluations for one noisy draw, counted"),
+    Column("NFE/image", help="network evaluations for one image, over all draws"),
+    Column("s/image", help="wall time on the machine of that run; not comparable between machines"),
 ]
 
 
