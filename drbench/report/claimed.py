@@ -43,19 +43,19 @@ def boards(book: Book) -> list[Table]:
 
 
 def _claim(row, book: Book) -> Line:
-    statement, tested = f"{row.statement} ({row.source})", row.verdict != "not tested"
-    badges, order = _marked(row.marks), claims.VERDICTS.index(row.verdict)
+    tested, badges, names = row.verdict != "not tested", _marked(row.marks), set(str(row.runs).split())
+    verdict = Cell(f"{SIGNS[row.verdict]} {row.verdict}", claims.VERDICTS.index(row.verdict), signs=signs(badges))
+    about = [Cell(row.dataset or "–"), Cell(row.published or "–"), Cell(row.note, below=row.cost if tested else "")]
     if not tested:
-        return Line(None, statement, badges, [Cell(f"{SIGNS[row.verdict]} {row.verdict}", order), *[Cell("–")] * 4, Cell(row.dataset or "–"),
-                    Cell(row.published or "–"), Cell(row.note), Cell("–")])  # fmt: skip
-    names = set(row.runs.split())
-    cells = [
-        Cell(f"{SIGNS[row.verdict]} {row.verdict}", order, signs=signs(badges)), Cell(claim_tables.effect(row), row.effect, signs=signs(badges)),
+        return Line(None, f"{row.statement} ({row.source})", badges, [verdict, *[Cell("–")] * 4, *about, Cell("–")])
+    measured = [
+        Cell(claim_tables.effect(row), row.effect, signs=signs(badges)),
         Cell("–") if math.isnan(row.p_holm) else Cell(f"{row.p_holm:.2g}", row.p_holm),
-        Cell(f"{row.images:.0f}", row.images), Cell(row.seeds or "–"), Cell(row.dataset), Cell(row.published or "–"),
-        Cell(row.note, below=row.cost), _links(book, (run for run in book.runs if summary.place(run) in names)),
-    ]  # fmt: skip
-    return Line(None, statement, badges, cells)
+        Cell(f"{row.images:.0f}", row.images),
+        Cell(row.seeds or "–"),
+    ]
+    links = _links(book, (run for run in book.runs if summary.place(run) in names))
+    return Line(None, f"{row.statement} ({row.source})", badges, [verdict, *measured, *about, links])
 
 
 def _marked(marks) -> list[Badge]:
