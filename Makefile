@@ -12,8 +12,8 @@ ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
-  train-consistency consistency-ablation claims-multiscale train-rdc claims-rdc test test-slow lint bench figures \
-  gallery verify report clean
+  train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench figures \
+  readme gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,9 +62,6 @@ consistency-ablation: setup  ## what the parts of consistency purification are w
 	$(BIN)/python -m benchmarks.purification benchmarks/digits/full/denoised-one_shot.yaml \
 	benchmarks/digits/full/denoised-pf_ode.yaml benchmarks/digits/full/consistency*.yaml
 
-claims-multiscale: setup  ## the multi-scale paper's claims on the runs of digits-full
-	$(BIN)/python -m benchmarks.multiscale_claims
-
 train-rcm: setup  ## train the shipped weights of RCM, with and without pre-training, first seed
 	$(BIN)/drbench train benchmarks/digits/train/rcm.yaml
 	$(BIN)/drbench train benchmarks/digits/train/rcm-none.yaml
@@ -99,7 +96,7 @@ bench: setup  ## speed of the engine against bare forward passes and a plain loo
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.diffusion_classifier
 
-figures: setup  ## redraw tables and plots from results/, without torch
+figures: setup  ## redraw tables and plots from results/, judge the papers' claims, without torch
 	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
 	$(BIN)/drbench plot $(RUNS) --out results/digits/full/certified
 	$(BIN)/drbench plot $(FEW_RUNS) --out results/digits/full/certified-few
@@ -107,6 +104,11 @@ figures: setup  ## redraw tables and plots from results/, without torch
 	$(BIN)/drbench plot $(RUNS) --cost --out results/digits/full/cost
 	$(BIN)/drbench table results/digits/full/attacks --out results/digits/full/robust
 	$(BIN)/drbench plot results/digits/full/attacks --out results/digits/full/robust
+	$(BIN)/drbench claims results/digits/full --out results/digits/full/claims
+	$(BIN)/drbench table --head-to-head results/digits/full --out results/digits/full/head-to-head
+
+readme: setup  ## the tables of the README, from those in results/
+	$(BIN)/python -m benchmarks.readme
 
 # Images chosen by hand: one that all get wrong, and ones on which defenses differ.
 gallery: setup  ## pictures of digits-full: images with noise, purified, attacked, with recorded verdicts

@@ -1,8 +1,8 @@
-"""The tables of methods/diffusion_classifier/README.md: python -m benchmarks.diffusion_classifier_claims [RUNS]
+"""Tables of methods/diffusion_classifier/README.md: python -m benchmarks.diffusion_classifier_claims
 
-First what clean images tell: accuracy and counted network evaluations of each form, shared noise, weights and levels,
-randomness. Then robust accuracy, from the recorded attack runs below RUNS (default: results/digits/full). All 500 test
-images, differences paired by image; thresholds are calibrated on validation images.
+What clean images tell: accuracy and counted network evaluations of each form, shared noise, weights and levels,
+randomness. All 500 test images, differences paired by image; thresholds are calibrated on validation images. Claims on
+recorded runs are judged by `drbench claims`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drbench import load_data, load_defense, record, stats
+from drbench import load_data, load_defense, stats
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.cost import Evaluations
 from methods.diffusion_classifier import pruning
@@ -154,50 +154,10 @@ def gradients(images) -> Iterator[str]:
         yield f"{name}, multi-head: cosine of gradients under different noises {cosine:.3f}"
 
 
-def robust(paths: list[str]) -> Iterator[str]:
-    """Recorded attacks: average robust accuracy, and paired differences to DC and to adversarial training.
-
-    Adversarial training is a row where it was attacked on the same images. A deterministic answer counts 0 or 1.
-    """
-    runs = [record.read(folder) for folder in record.find(paths)]
-    runs = [run for run in runs if run.task == "attack" and run.complete]
-    ours = [run for run in runs if run.header["defense"]["name"] == OURS]
-    images = {run.header["data"]["sha256"] for run in ours}
-    others = [run for run in runs if run.header["defense"]["name"] == OTHER and run.header["data"]["sha256"] in images]
-    found = {}
-    for run in (*ours, *others):
-        engine, rows = run.header["engine"], list(run.ordered())
-        values = [
-            np.array([1 - answers.wrong(row.label) / answers.count for row, answers in
-                      ((row, getattr(row.evidence, which)) for row in rows)])
-            for which in ("clean", "adversarial")
-        ]  # fmt: skip
-        defense = run.header["defense"]
-        form = defense["variant"] if run in ours else f"{OTHER} {defense['variant']}".strip()
-        found[engine["norm"], f"{engine['eps']:g}", run.header["data"]["sha256"], form] = values
-    bases = ("DC, multi-head", OTHER, f"{OTHER} l2")
-    yield f"| threat | form | clean, % | robust, % | minus {' | minus '.join(bases)} |"
-    yield "|---" * (4 + len(bases)) + "|"
-    for (*threat, images, form), (before, after) in sorted(found.items()):
-        low, high = stats.bootstrap_mean(after)
-        cells = [" ".join(threat), form, f"{100 * before.mean():.1f}",
-                 f"{100 * after.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"]  # fmt: skip
-        for base in bases:
-            _, other = found.get((*threat, images, base), (None, None))
-            cells.append("" if other is None or base == form else _gap(after - other))
-        yield f"| {' | '.join(cells)} |"
-
-
-def _gap(differences: np.ndarray) -> str:
-    low, high = stats.bootstrap_mean(differences)
-    return f"{100 * differences.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def main(paths: list[str]) -> int:
+def main() -> int:
     images = load_data("digits", "test")
     try:
-        for part in (clean(images), sharing(images), weighting(images), gradients(images),
-                     robust(paths or ["results/digits/full"])):  # fmt: skip
+        for part in (clean(images), sharing(images), weighting(images), gradients(images)):
             for line in part:
                 print(line, flush=True)
             print()
@@ -208,4 +168,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from pandas import DataFrame
 
 from drbench.claims import RULE, VERDICTS
@@ -31,9 +32,16 @@ def verdict(row) -> str:
     return row.verdict + (f" [{row.marks}]" if isinstance(row.marks, str) and row.marks else "")
 
 
+def read(path: Path) -> DataFrame:
+    """The frame that `write` wrote."""
+    table = pd.read_csv(path)
+    words = table.select_dtypes(exclude=["number", "bool"]).columns
+    return table.assign(**{name: table[name].fillna("") for name in words})
+
+
 def render_markdown(table: DataFrame) -> str:
     """One section per paper: a line for each claim that was tested, then those that were not, and why."""
-    text = ["# What the papers claim, and what recorded runs say", "", _counts(table), ""]
+    text = ["# What the papers claim, and what recorded runs say", "", counts(table), ""]
     for paper, part in table.groupby("paper", sort=False):
         text += [f"## {paper}".translate(MD), ""]
         tested, rest = part[part.verdict != "not tested"], part[part.verdict == "not tested"]
@@ -46,7 +54,8 @@ def render_markdown(table: DataFrame) -> str:
     return "\n".join([*text, "## Rules", "", RULE]) + "\n"
 
 
-def _counts(table: DataFrame) -> str:
+def counts(table: DataFrame) -> str:
+    """How many hold, fail and are undecided on each data set."""
     parts = []
     for dataset, rows in table[table.verdict != "not tested"].groupby("dataset"):
         counts = rows.verdict.value_counts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -43,7 +44,9 @@ def frame(runs: Sequence[Run]) -> DataFrame:
         attacked = [run for run in own if run.task == "attack"]
         parts = (*_budgets(own), *_certified(certified), *_robust(attacked), *_factors(certified))
         lines += [{"dataset": dataset} | line for line in parts]
-    return DataFrame(lines, columns=COLUMNS)
+    table = DataFrame(lines, columns=COLUMNS)
+    digits = {name: table[name].map(lambda number: float(f"{number:.6g}")) for name in ("value", "low", "high")}
+    return table.assign(**digits)  # six digits: the same on every machine
 
 
 def row_name(run: Run) -> str:
@@ -74,31 +77,36 @@ def _by_row(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 def _certified(runs: Sequence[Run]) -> Iterator[dict]:
     """For each noise level, and each set of images of some row, all rows that have these images, at equal draws."""
-    single, bench = [run for run in runs if thinning.can_thin(run)], Bench(runs)
-    for sigma, group in _grouped(single, lambda run: run.header["engine"]["sigma"]):
+    for condition, group in _grouped([run for run in runs if thinning.can_thin(run)], _condition):
         for place, images in enumerate(sorted({frozenset(run.rows) for run in group}, key=_size, reverse=True)):
             rows = [run for run in group if images <= run.rows.keys()]
             fewest = min(run.header["engine"]["n"] for run in rows)
             many = [run for run in rows if run.header["engine"]["n"] >= FAIR > fewest and place == 0]
             for part in filter(None, (rows, many)):
-                yield from _table(f"σ = {sigma:g}", part, images, bench)
-    cascades = [run for run in runs if run.header["engine"]["certifier"] == "cascade"]
-    for levels, group in _grouped(cascades, lambda run: summary.scales(run.header["engine"])):
+                yield from _table(condition, part, images)
+    for condition, group in _grouped(
+        [run for run in runs if run.header["engine"]["certifier"] == "cascade"], _condition
+    ):
         images = frozenset.intersection(*(frozenset(run.rows) for run in group))
         if images:
-            yield from _table(f"cascade over σ = {levels}", group, images, bench)
+            yield from _table(f"cascade over {condition}", group, images)
+
+
+def _condition(run: Run) -> str:
+    engine = run.header["engine"]
+    noise = "" if stats.noise(engine) == "gaussian" else f", {stats.noise(engine)} noise"
+    return f"σ = {summary.scales(engine)}{noise}, alpha = {engine['alpha']:g}"
 
 
 def _size(images: frozenset) -> tuple:
     return len(images), sorted(map(str, images))
 
 
-def _table(condition: str, runs: Sequence[Run], images: frozenset, bench: Bench) -> Iterator[dict]:
+def _table(condition: str, runs: Sequence[Run], images: frozenset) -> Iterator[dict]:
     draws = min(run.header["engine"]["n"] for run in runs)
     for name, trained in _rows(runs):
-        wanted = [image_id for image_id in trained[0].wanted if image_id in images]
-        found = [bench.values(run, "certified", draws).loc[wanted] for run in trained]
-        reach = min(summary.reach(bench.at(run, draws)) for run in trained)
+        part = [_part(run, images, draws) for run in trained]
+        found, reach = [per_image.values(run, "certified") for run in part], min(map(summary.reach, part))
         facts = {"section": "certified", "condition": condition, "images": len(images), "draws": draws, "row": name,
                  "seeds": len(trained), "marks": _marks(trained), "note": _noise(trained)}  # fmt: skip
         for radius in RADII:
@@ -108,6 +116,12 @@ def _table(condition: str, runs: Sequence[Run], images: frozenset, bench: Bench)
         yield facts | {"quantity": "ACR"} | _estimate([each.clip(lower=0) for each in found], share=False)
 
 
+def _part(run: Run, images: frozenset, draws: int) -> Run:
+    """The run on these images, at so many draws if it has more."""
+    run = replace(run, rows={image_id: run.rows[image_id] for image_id in run.wanted if image_id in images})
+    return thinning.thinned(run, draws) if thinning.can_thin(run) else run
+
+
 def _estimate(numbers: list[Series], share: bool = True) -> dict:
     """Mean over images and trainings. Clopper-Pearson for a share that is right or wrong in all trainings alike."""
     values = np.array([each.to_numpy() for each in numbers])
@@ -115,7 +129,7 @@ def _estimate(numbers: list[Series], share: bool = True) -> dict:
         low, high = stats.interval(int(values[0].sum()), values.shape[1])
     else:
         low, high = paired_stats.interval(values)
-    return {"value": round(float(values.mean()), 6), "low": round(low, 6), "high": round(high, 6)}
+    return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def _robust(runs: Sequence[Run]) -> Iterator[dict]:
@@ -162,11 +176,11 @@ def _factors(runs: Sequence[Run]) -> Iterator[dict]:
                 means[measure].append(found.effect)
             quoted = next((text for start, text in printed.items() if start and _plain(name).startswith(start)), "")
             yield {"section": "factor", "condition": "σ = " + ", ".join(f"{sigma:g}" for sigma in shared), "row": name,
-                   "quantity": measure, "value": round(found.effect, 6), "low": round(found.low, 6),
-                   "high": round(found.high, 6), "marks": found.marks, "note": quoted}  # fmt: skip
+                   "quantity": measure, "value": found.effect, "low": found.low, "high": found.high,
+                   "marks": found.marks, "note": quoted}  # fmt: skip
     for measure, factors in means.items():
         if factors:
-            value = round(float(np.mean(factors)), 6)
+            value = float(np.mean(factors))
             yield {"section": "factor", "row": f"mean over {' and '.join(IN_MEAN)}", "quantity": measure,
                    "value": value, "low": value, "high": value, "condition": "", "marks": "",
                    "note": printed[""]}  # fmt: skip

@@ -111,7 +111,7 @@ class Bench:
         for place in range(len(notes)):
             runs = [[trained[place] for trained in side.values()] for side in found]
             chosen = [run for side in runs for run in side]
-            _same_images(chosen)
+            _comparable(chosen)
             draws = sorted({run.header["engine"].get("n", 0) for run in chosen})
             n = draws[0] if equal and all(map(thinning.can_thin, chosen)) else None
             within = list(radii)
@@ -140,8 +140,8 @@ def _words(of: Sequence[Side], condition) -> str:
     return words[0] if len(set(words)) == 1 else f"A {words[0]}, B {words[1]}"
 
 
-def _same_images(runs: Sequence[Run]) -> None:
-    """Refuse runs that disagree on a label: one of them is of other images."""
+def _comparable(runs: Sequence[Run]) -> None:
+    """Refuse runs that disagree on a label, for one of them is of other images; radii of two norms are not compared."""
     labels: dict = {}
     for run in runs:
         for row in run.ordered():
@@ -150,6 +150,9 @@ def _same_images(runs: Sequence[Run]) -> None:
                     f"{run.folder}: image {row.id} has label {row.label}, in another run of "
                     f"{run.header['data']['name']} {labels[row.id]}: they are not of the same images; leave one out"
                 )
+    norms = sorted({stats.norm(run.header["engine"]) for run in runs if run.task == "certify"})
+    if len(norms) > 1:
+        raise NotTested(f"the runs certify in different norms, {' and '.join(norms)}")
 
 
 def _difference(numbers: list[list[Series]], unit: str, constant: float | None) -> dict:

@@ -22,7 +22,8 @@ class NotTested(Exception):
 class Side(NamedTuple):
     """The runs of one side.
 
-    rows : names as tables print them, `*` for any text; each match is a training (of costs: or another row).
+    rows : names as tables print them, `*` for any text; each match is a training (of costs: or another row). Of
+        alternatives, `one | other`, the first counts that there is a run of: rows have other names on other data sets.
     sigma : its own noise level, `CASCADE`, or None for those of the comparison.
     """
 
@@ -56,9 +57,10 @@ class Side(NamedTuple):
     def trainings(self, runs: Sequence[Run], conditions: Sequence) -> Trainings:
         """The best run of each training under each condition; `NotTested` if there is no training with all of them."""
         found: dict[str, list[Run | None]] = {}
+        own = self._replace(rows=tuple(_alternative(row, runs) for row in self.rows))
         for run in sorted(runs, key=worth):
             for place, condition in enumerate(conditions):
-                if self.fits(run, condition):
+                if own.fits(run, condition):
                     found.setdefault(title(run), [None] * len(conditions))[place] = run  # the best come last
         whole = {name: each for name, each in sorted(found.items()) if all(each)}
         if not whole:
@@ -67,6 +69,11 @@ class Side(NamedTuple):
             kind = "attack on" if MEASURES[self.measure].task == "attack" else "certification of"
             raise NotTested(f"no {kind} {' or '.join(self.rows)}: {', '.join(lacking) or 'at all of these at once'}")
         return whole
+
+
+def _alternative(row: str, runs: Sequence[Run]) -> str:
+    patterns = row.split(" | ")
+    return next((each for each in patterns if any(fnmatchcase(title(run), each) for run in runs)), patterns[0])
 
 
 def title(run: Run) -> str:
@@ -108,12 +115,15 @@ def costs(side: Trainings) -> str:
 
 
 def remarks(sides: Sequence[Trainings], runs: Sequence[Run]) -> Iterator[str]:
-    """Words on attacks of unequal strength, and on runs that were passed over for better ones of the same row."""
+    """Words on protocols that differ, and on runs that were passed over for better ones of the same row."""
     chosen = [run for side in sides for run in every(side)]
-    if all(run.task == "attack" for run in chosen):
-        presets = [" and ".join(sorted({run.header["engine"]["preset"] for run in every(side)})) for side in sides]
-        if len(set(presets)) > 1:
-            yield "attacks: " + ", ".join(f"{name} {preset}" for name, preset in zip("AB", presets, strict=True))
+    for key, word in (("preset", "attack preset"), ("n0", "selection draws"), ("alpha", "alpha")):
+        each = [
+            sorted({run.header["engine"][key] for run in every(side) if key in run.header["engine"]}) for side in sides
+        ]
+        if len({value for values in each for value in values}) > 1:
+            values = (f"{name} {' and '.join(map(str, given))}" for name, given in zip("AB", each, strict=False))
+            yield f"{word}: {', '.join(values)}"
     alike, folders = {_kind(run) for run in chosen}, {run.folder for run in chosen}
     others = sorted(summary.place(run) for run in runs if run.folder not in folders and _kind(run) in alike)
     if others:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from drbench import record, stats
-from drbench.evidence import Evidence, Stage
+from drbench.evidence import Answers, Attacked, Evidence, Stage, Tried
 
 
 def make_run(
@@ -104,6 +105,51 @@ def make_cascade(
     run = record.read(folder)
     header |= {"status": "complete", "evidence_sha256": record.evidence_sha256(run)}
     record.write_header(folder, header)
+    return record.read(folder)
+
+
+def make_attack(
+    folder: Path,
+    right: Sequence[int],
+    *,
+    defense: str = "rcm",
+    variant: str = "",
+    norm: str = "linf",
+    eps: str = "2/16",
+    evaluations: int = 10,
+    sigma: float = 0.0,
+    preset: str = "standard",
+    dataset: str = "digits",
+    first: int = 0,
+) -> record.Run:
+    """A complete attack run: of `evaluations` answers to each adversarial image, `right` were its label 1.
+
+    Parameters
+    ----------
+    right : sequence of int
+        By image; ids count from `first`. All answers to clean images are right.
+    """
+    folder.mkdir(parents=True)
+    ids = [first + place for place in range(len(right))]
+    header = {
+        "schema": record.SCHEMA, "task": "attack", "status": "complete", "identity": "0" * 64, "title": "",
+        "data": {"name": dataset, "subset": "test", "images": len(ids), "sha256": "0" * 64, "ids": ids},
+        "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": False},
+        "engine": {"version": 1, "norm": norm, "eps": float(Fraction(eps)), "eps_text": eps, "preset": preset,
+                   "sigma": sigma, "decision": "single", "decision_draws": 1, "evaluations": evaluations,
+                   "worst_of": evaluations, "seed": 0},
+        "defense": {"name": defense, "variant": variant, "checkpoints": {}, "nfe": {"classifier": 1.0},
+                    "gradient": "exact"},
+        "cost": {"seconds": 1.0}, "flags": [],
+    }  # fmt: skip
+    record.write_header(folder, header)
+    writer = record.Writer(folder)
+    for image_id, k in zip(ids, right, strict=True):
+        answers = Answers.of([1] * k + [0] * (evaluations - k))
+        tried = (Tried("pgd", evaluations - k, 10, 0),)
+        evidence = Attacked(Answers.of([1] * evaluations), answers, tried, "pgd", 0.1, "0" * 64)
+        writer.write(record.Row(image_id, 1, evidence, None, 0.5))
+    writer.close()
     return record.read(folder)
 
 

@@ -3,13 +3,25 @@
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
 import drbench
-from benchmarks import robust_rows
-from drbench import halting, record, robust_tables, stats, summary, tables, verify, weights
+from benchmarks import readme, robust_rows
+from drbench import (
+    claim_tables,
+    claims,
+    halting,
+    head_to_head,
+    head_to_head_tables,
+    record,
+    robust_tables,
+    stats,
+    summary,
+    tables,
+    verify,
+    weights,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
@@ -124,6 +136,17 @@ def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
 
 
+def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path):
+    """Run `make figures readme` after a change of runs, claims or rules."""
+    runs = [record.read(folder) for folder in record.find([FULL])]
+    judged = claims.judge(runs)
+    written = claim_tables.write(judged, tmp_path / "claims")
+    for path in (*written, *head_to_head_tables.write(head_to_head.frame(runs), tmp_path / "head-to-head")):
+        assert path.read_text() == (FULL / path.name).read_text(), path.name
+    assert set(judged.verdict) == set(claims.VERDICTS)  # findings against a paper are listed too
+    assert judged.marks.dropna().replace("", None).dropna().tolist() == ["A: estimate"]  # Lipschitz radii
+
+
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "methods").glob("*/README.md")))
 def test_readmes_of_methods_quote_the_attacks(name, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -132,19 +155,34 @@ def test_readmes_of_methods_quote_the_attacks(name, monkeypatch):
     assert name == "constant" or "\n".join(lines) in text, f"run `python -m benchmarks.robust_rows {name}`"
 
 
-def test_readme_quotes_the_results():
-    """Each accuracy in the README's table is that of results/digits/certified.csv.
+def test_readme_is_made_from_the_results():
+    """Run `make readme`. A vote of the small job may flip in a rounding tie on another machine: one image of 100."""
+    text = (ROOT / "README.md").read_text()
+    fresh = readme.updated(text)
+    assert _part(text, "claims") == _part(fresh, "claims")
+    ours, theirs = _part(text, "digits").split("\n"), _part(fresh, "digits").split("\n")
+    assert len(ours) == len(theirs) == 16  # figure, blank, head, rule, 12 rows
+    for line, other in zip(ours, theirs, strict=True):
+        for cell, made in zip(line.split("|"), other.split("|"), strict=True):
+            accuracy = re.fullmatch(r" (\d+) \[\d+, \d+\] ", cell)
+            if accuracy:
+                assert abs(int(accuracy[1]) - int(made.split("[")[0])) <= 1, line
+            elif re.fullmatch(r" \d\.\d\d ", cell):
+                assert abs(float(cell) - float(made)) <= 0.02, line
+            else:
+                assert cell == made, line
 
-    A vote may flip in a rounding tie on another machine: one image of 100 is allowed.
-    """
-    table = pd.read_csv(ROOT / "results" / "digits" / "certified.csv", keep_default_na=False, dtype={"sigmas": str})
-    line = r"^\| (\w+)(?: \(([\w -]+)\))? \| ([\d., ]+) \| ([\d,]+) \|(.*)\|$"
-    rows = re.findall(line, (ROOT / "README.md").read_text(), re.M)
-    assert len(rows) == 12
-    for name, variant, sigmas, n, cells in rows:
-        own = table[(table.defense == name) & (table.variant == variant) & (table.sigmas == sigmas)]
-        assert set(own.n) == {int(n.replace(",", ""))}
-        for radius, cell in zip((0.0, 0.25, 0.5, 0.75), cells.split("|")[:4], strict=True):
-            (wanted,) = own[own.radius == radius].certified_accuracy
-            got = 0.0 if cell.strip() == "–" else float(cell.split("[")[0])
-            assert abs(got - 100 * wanted) <= 1.0, (name, variant, sigmas, radius)
+
+def _part(text, name):
+    return text.split(f"<!-- {name}: make readme -->\n")[1].split(f"<!-- end of {name} -->")[0].strip()
+
+
+def test_a_stale_readme_is_seen(monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    stale = text.replace("**holds**", "**fails**", 1)
+    assert stale != text and readme.updated(stale) == readme.updated(text)
+    with pytest.raises(drbench.DrbenchError, match="expected the markers"):
+        readme.updated(text.replace("<!-- end of claims -->", ""))
+    monkeypatch.setattr(readme, "ROOT", ROOT / "docs")
+    with pytest.raises((drbench.DrbenchError, OSError)):
+        readme.updated(text)

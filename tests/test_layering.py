@@ -215,7 +215,8 @@ def test_unsafe_loading_is_nowhere():
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
      ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
-     ["table", "{run}", "--paper", "rcm-cifar10"], ["report", "{run}", "--out", "{out}.html"]],
+     ["table", "{run}", "--paper", "rcm-cifar10"], ["table", "{run}", "--head-to-head", "--out", "{out}"],
+     ["claims", "{run}"], ["claims", "{run}", "--out", "{out}"], ["report", "{run}", "--out", "{out}.html"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):
