@@ -15,6 +15,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install drbench[dev]")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 
+slow = pytest.mark.slow  # a page takes a second or two; the fast tests open it for what matters most
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
 
@@ -82,6 +83,7 @@ def drawn(page, key: str):
     return section
 
 
+@slow
 def test_sorts_by_number_and_by_name(open_page, page_file):
     page = open_page(page_file)
     head = page.locator("#board-0 thead th").nth(1)
@@ -98,6 +100,7 @@ def test_sorts_by_number_and_by_name(open_page, page_file):
     assert names(page, "board-0") == ["zeta", "middle", "alpha"] and head.get_attribute("aria-sort") == "none"
 
 
+@slow
 def test_filters_by_name_noise_and_marks(open_page, page_file):
     page = open_page(page_file)
     form = page.locator("form[data-of=certified]")
@@ -126,6 +129,7 @@ def test_hover_over_a_curve_tells_its_numbers(open_page, page_file):
     assert section.locator(".legend .badge").all_inner_texts() == ["† partial"]
 
 
+@slow
 def test_lines_are_switched_and_panels_chosen(open_page, page_file):
     page = open_page(page_file)
     section = drawn(page, "curves")
@@ -159,6 +163,7 @@ def test_a_cell_opens_its_images_and_the_run_behind_them(open_page, page_file):
     assert page.get_by_role("dialog").is_visible()  # a link to a run
 
 
+@slow
 def test_an_attack_shows_its_settings_and_outcomes(open_page, page_file):
     page = open_page(page_file)
     page.locator("#tables-attacks").get_by_role("button", name="denoised (one_shot)").click()
@@ -170,7 +175,7 @@ def test_an_attack_shows_its_settings_and_outcomes(open_page, page_file):
     assert "pgd ce probability 100x16" in text and "bpda>exact" in text and "eps" in text
 
 
-@pytest.mark.parametrize("opens", [False, True])
+@pytest.mark.parametrize("opens", [pytest.param(False, marks=slow), True])
 def test_a_phone_never_scrolls_sideways(open_page, page_file, opens):
     page = open_page(page_file, PHONE)
     for key in ("curves", "cost", "robust"):
@@ -181,6 +186,7 @@ def test_a_phone_never_scrolls_sideways(open_page, page_file, opens):
     assert page.locator("#board-0 tbody th").first.bounding_box()["width"] < 180
 
 
+@slow
 def test_everything_is_reached_by_keyboard_and_focus_is_seen(open_page, page_file):
     page = open_page(page_file)
     page.keyboard.press("Tab")
@@ -221,6 +227,7 @@ def test_nothing_in_a_record_runs(open_page, tmp_path):
     assert not alerts and page.locator("main img, dialog img, svg a").count() == 0
 
 
+@slow
 def test_prints_all_tables_and_figures(open_page, page_file, tmp_path):
     page = open_page(page_file)
     page.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True)

@@ -161,6 +161,22 @@ def test_attacks_show_settings_outcomes_and_flags():
     assert rows[0]["kept example of"].startswith("pgd") and "noise 10: " in rows[0]["failures by attack"]
 
 
+def test_killed_attacks_are_marked_partial(tmp_path):
+    """The header of a run that was killed has no cost, and its session no end."""
+    for name, kept in (("x", 20), ("y", 0)):
+        folder = tmp_path / "attacks" / "d" / name
+        shutil.copytree(next((ATTACKS / "denoised-one_shot").glob("l2-0.5-*")), folder)
+        header = json.loads((folder / "run.json").read_text()) | {"status": "started"}
+        del header["cost"], header["evidence_sha256"], header["sessions"][0]["ended"]
+        record.write_header(folder, header)
+        (rows,) = folder.glob("rows-*")
+        rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:kept]))
+    page = gather([record.read(path) for path in sorted((tmp_path / "attacks" / "d").iterdir())])
+    (line,) = page.attacks[0].lines
+    assert [badge.text for badge in line.badges] == ["partial"] and all("†" in cell.signs for cell in line.cells[3:8])
+    assert page.facts["complete"] == 0 and "killed" in str(page.runs[0]["facts"]) and render.render(page)
+
+
 def test_everything_that_made_a_number_can_be_read():
     run = record.read(next((ROOT / "results/digits/full/runs/denoised-one_shot").glob("sigma0.5-*")))
     shown = json.dumps(gather([run]).runs[0])
