@@ -188,7 +188,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return all(image_id in self.rows for image_id in self.wanted)
+        return all(map(self.rows.__contains__, self.wanted))
 
     @property
     def marks(self) -> list[str]:
