@@ -10,19 +10,17 @@ from itertools import groupby
 import numpy as np
 from pandas import DataFrame, Series
 
-from drbench import paired_stats, per_image, published, sides, stats, summary, thinning, weights
+from drbench import paired_stats, per_image, sides, stats, summary, thinning
+from drbench.cost_factors import factors
 from drbench.errors import DrbenchError
 from drbench.lineage import Lineage
-from drbench.paired import Bench
 from drbench.record import Run
-from drbench.sides import Side, title, worth
+from drbench.sides import title, worth
 
 COLUMNS = ["dataset", "section", "condition", "images", "draws", "row", "seeds", "quantity", "value", "low", "high",
            "marks", "note"]  # fmt: skip
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 FAIR = 1000  # draws that a further table asks for: with the fewest draws of all, radii end early
-BASE, BASELINES = "rcm", ("denoised", "diffpure", "consistency")  # whose cost is compared, with diffusion-based rows
-IN_MEAN = ("denoised", "diffpure")  # as the paper's mean: purification before an ordinary classifier
 
 
 def frame(runs: Sequence[Run]) -> DataFrame:
@@ -42,7 +40,7 @@ def frame(runs: Sequence[Run]) -> DataFrame:
     for dataset, own in _grouped(runs, lambda run: run.header["data"]["name"]):
         certified = [run for run in own if run.task == "certify"]
         attacked = [run for run in own if run.task == "attack"]
-        parts = (*_budgets(own), *_certified(certified), *_robust(attacked), *_factors(certified))
+        parts = (*_budgets(own), *_certified(certified), *_robust(attacked), *factors(_by_row(certified)))
         lines += [{"dataset": dataset} | line for line in parts]
     table = DataFrame(lines, columns=COLUMNS)
     digits = {name: table[name].map(lambda number: float(f"{number:.6g}")) for name in ("value", "low", "high")}
@@ -161,46 +159,6 @@ def _budgets(runs: Sequence[Run]) -> Iterator[dict]:
         for measure in ("calls", "seconds") if certified else ("calls",):
             costs = [per_image.cost(run, measure) for run in certified or group]
             yield facts | {"quantity": measure, "value": np.mean(costs), "low": min(costs), "high": max(costs)}
-
-
-def _factors(runs: Sequence[Run]) -> Iterator[dict]:
-    """How much cheaper a draw of `BASE` is than that of each diffusion-based row at the same noise levels."""
-    bench, printed, means = Bench(runs), _quoted(), {"calls": [], "seconds": []}
-    levels = {run.header["engine"]["sigma"] for run in runs if row_name(run) == BASE}
-    for name, group in _by_row([run for run in runs if run.header["defense"]["name"] in BASELINES]):
-        shared = sorted(levels & {run.header["engine"]["sigma"] for run in group if thinning.can_thin(run)})
-        for measure in means if shared else ():
-            ours, theirs = (Side((row,), measure) for row in (f"{BASE} (seed *)", name))
-            found = bench.effect(ours, theirs, sigmas=shared)
-            if group[0].header["defense"]["name"] in IN_MEAN:
-                means[measure].append(found.effect)
-            quoted = next((text for start, text in printed.items() if start and _plain(name).startswith(start)), "")
-            yield {"section": "factor", "condition": "σ = " + ", ".join(f"{sigma:g}" for sigma in shared), "row": name,
-                   "quantity": measure, "value": found.effect, "low": found.low, "high": found.high,
-                   "marks": found.marks, "note": quoted}  # fmt: skip
-    for measure, factors in means.items():
-        if factors:
-            value = float(np.mean(factors))
-            yield {"section": "factor", "row": f"mean over {' and '.join(IN_MEAN)}", "quantity": measure,
-                   "value": value, "low": value, "high": value, "condition": "", "marks": "",
-                   "note": printed[""]}  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    return name.replace("(", "").replace(")", "")
-
-
-def _quoted() -> dict[str, str]:
-    """Start of our name of a baseline -> seconds of an image over those of RCM as quoted; "" -> the paper's mean."""
-    folder = weights.home() / "benchmarks" / "published"
-    rows, names = published.load(folder, "rcm-cost"), published.papers(folder)["rcm-cost"]["methods"]
-    mean = rows[(rows.metric == "inference_cost_reduction_factor") & (rows.provenance == "published")].iloc[0]
-    times = rows[rows.metric == "latency_s_per_image"].drop_duplicates("method").set_index("method")
-    found = {"": f"{mean.value} ({mean.provenance})"}
-    for method in times.index.intersection(list(names)).drop("rRCM"):
-        factor = float(times.value[method]) / float(times.value["rRCM"])
-        found |= {start: f"{factor:.0f} ({times.provenance[method]})" for start in names[method]}
-    return dict(sorted(found.items(), reverse=True))  # the longest names first, "" last
 
 
 def _noise(runs: Sequence[Run]) -> str:

@@ -118,9 +118,8 @@ def _factor(part: DataFrame) -> Iterator[str]:
     yield "| baseline | noise levels | network calls | wall time | quoted, ImageNet |"
     yield "|---|---|---:|---:|---:|"
     for _, group in rows.groupby("row", sort=False):
-        found = {row.quantity: row for row in group.itertuples()}
-        calls, seconds = (_times(found[measure]) for measure in ("calls", "seconds"))
-        first = found["calls"]
+        found, first = {row.quantity: row for row in group.itertuples()}, next(group.itertuples())
+        calls, seconds = (_times(found[measure]) if measure in found else "–" for measure in ("calls", "seconds"))
         cells = (_name(first), first.condition or "–", calls, seconds, first.note or "–")
         yield f"| {' | '.join(cell.translate(MD) for cell in cells)} |"
 

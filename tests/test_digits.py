@@ -127,18 +127,21 @@ def test_tracked_runs_verify():
         assert len(run.rows) == run.header["data"]["images"]
 
 
-def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path):
-    runs = [record.read(folder) for folder in record.find([FULL / "runs"])]
-    for path in tables.write(summary.frame(runs), tmp_path / "certified", halting.frame(runs)):
+@pytest.fixture(scope="module")
+def runs():
+    return [record.read(folder) for folder in record.find([FULL])]
+
+
+def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path, runs):
+    certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
+    for path in tables.write(summary.frame(certified), tmp_path / "certified", halting.frame(certified)):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
-    attacked = [record.read(folder) for folder in record.find([FULL / "attacks"])]
     for path in robust_tables.write(robust_tables.frame(attacked), tmp_path / "robust"):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
 
 
-def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path):
+def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path, runs):
     """Run `make figures readme` after a change of runs, claims or rules."""
-    runs = [record.read(folder) for folder in record.find([FULL])]
     judged = claims.judge(runs)
     written = claim_tables.write(judged, tmp_path / "claims")
     for path in (*written, *head_to_head_tables.write(head_to_head.frame(runs), tmp_path / "head-to-head")):

@@ -52,8 +52,9 @@ MAY_IMPORT = {
     "claims": (LEAVES | {"paired", "per_image", "record", "sides", "weights"}, {"pandas", "yaml"}),
     "claim_tables": ({"claims", "saving", "tables"}, {"pandas"}),
     "lineage": (LEAVES | {"weights"}, {"yaml"}),
-    "head_to_head": (LEAVES | {"lineage", "paired", "paired_stats", "per_image", "published", "record", "sides"}
-                     | {"stats", "summary", "thinning", "weights"}, {"numpy", "pandas"}),
+    "cost_factors": ({"paired", "published", "record", "sides", "thinning", "weights"}, set()),
+    "head_to_head": (LEAVES | {"cost_factors", "lineage", "paired_stats", "per_image", "record", "sides", "stats"}
+                     | {"summary", "thinning"}, {"numpy", "pandas"}),
     "head_to_head_tables": ({"saving", "tables"}, {"pandas"}),
     "halting": ({"record", "stats", "summary"}, {"pandas"}),
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),

@@ -66,6 +66,17 @@ def test_costs_and_their_factors(runs):
     assert budget["calls"] == 12 and budget["seconds"] == pytest.approx(1 / 200)
 
 
+def test_factors_that_cannot_be_had_are_left_out(runs, tmp_path):
+    free = make_run(tmp_path / "free", [1980] * 10, n=2000, defense="diffpure", nfe={})
+    other = make_run(tmp_path / "other", [990] * 10, defense="denoised", variant="x", sigma=0.25)
+    table = head_to_head.frame([*runs, free, other])
+    names = set(numbers(table, section="factor").row)
+    assert names == {"denoised (densepure-3x3)", "denoised (one_shot)", "diffpure", "mean over denoised and diffpure"}
+    assert numbers(table, section="factor", row="diffpure").quantity.tolist() == ["seconds"]
+    assert "– |" in head_to_head_tables.render_markdown(table)
+    assert not len(numbers(head_to_head.frame([free, other]), section="factor"))
+
+
 def test_robust_accuracy_by_threat(runs):
     (row,) = numbers(head_to_head.frame(runs), section="robust", quantity="robust").itertuples()
     assert (row.condition, row.row, row.images, row.value) == ("linf 2/16", "rcm", 4, 0.625)
