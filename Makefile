@@ -115,8 +115,12 @@ gallery: setup  ## pictures of digits-full: images with noise, purified, attacke
 	$(BIN)/drbench gallery $(addprefix results/digits/full/runs/,denoised-one_shot denoised-pf_ode-3 \
 	consistency-tuned_feat_aux diffpure-sde-10 multiscale) --images 615 5 --out results/digits/full/gallery-certified
 	$(BIN)/drbench gallery $(foreach name,undefended adversarial_training denoised-one_shot diffpure-sde-5,\
-	$(wildcard results/digits/full/attacks/$(name)/linf-0.125-*)) --images 229 594 1573 \
+	$(firstword $(wildcard results/digits/full/attacks/$(name)/linf-0.125-*))) --images 229 594 1573 \
 	--out results/digits/full/gallery-attacked
+	$(BIN)/drbench gallery $(foreach name,adversarial_training adversarial_training-l2 \
+	diffusion_classifier-DC__multi-head diffusion_classifier-RDC__multi-head,\
+	$(firstword $(wildcard results/digits/full/attacks/$(name)/stadv-0.2-*))) --images 1283 718 1573 \
+	--out results/digits/full/gallery-unseen
 
 report: setup  ## one HTML page of the recorded runs, from tables down to the votes of each image
 	$(BIN)/drbench report results/digits/full --out results/report.html

@@ -36,7 +36,7 @@ def page_file(tmp_path_factory):
         make_run(folder / "runs" / "a" / "3", [900, 800], sigma=0.25, images=4, defense="middle"),
         make_run(folder / "runs" / "b" / "1", [900, 800, 700, 600], sigma=0.5),
         make_cascade(folder / "runs" / "c" / "1", [[990], [400, 900], None, [500]]),
-        *(record.read(next((ATTACKS / name).glob("l2-0.5-*"))) for name in ("undefended", "denoised-one_shot")),
+        *(record.read(min((ATTACKS / name).glob("l2-0.5-*"))) for name in ("undefended", "denoised-one_shot")),
     ]
     return render.write(runs, folder / "report.html")
 
