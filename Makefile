@@ -13,7 +13,7 @@ FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 .DEFAULT_GOAL := help
 .PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
   train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench figures \
-  readme gallery verify clean
+  readme gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -121,6 +121,9 @@ gallery: setup  ## pictures of digits-full: images with noise, purified, attacke
 	diffusion_classifier-DC__multi-head diffusion_classifier-RDC__multi-head,\
 	$(firstword $(wildcard results/digits/full/attacks/$(name)/stadv-0.2-*))) --images 1283 718 1573 \
 	--out results/digits/full/gallery-unseen
+
+report: setup  ## one HTML page of the recorded runs, from tables down to the votes of each image
+	$(BIN)/drbench report results/digits/full --out results/report.html
 
 verify: setup  ## recompute every certificate in results/ from its evidence
 	$(BIN)/drbench verify results

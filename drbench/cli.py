@@ -34,6 +34,7 @@ EXAMPLES = {
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
+    "report": "drbench report results/digits/full\n  drbench report results/digits/full/runs/rcm-seed_0 --out rcm.html",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
@@ -107,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
                 "--head-to-head", action="store_true", help="all rows at the same draws, with their costs"
             )
         made.add_argument("--cost", action="store_true", help="certified accuracy against evaluations and seconds")
+    made = verb("report", "one HTML page of runs: tables, curves, attacks, down to the votes of each image")
+    made.add_argument("paths", nargs="*", default=["results"], metavar="RUN", help="run folders, or folders above them")
+    made.add_argument(
+        "--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="default: %(default)s"
+    )
     made = verb("claims", "what the papers claim, and what runs say: verdicts as Markdown, CSV and LaTeX")
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders of both tasks, or folders above them")
     made.add_argument("--claims", type=Path, metavar="FILE", help="other claims than benchmarks/claims.yaml")
@@ -393,6 +399,13 @@ def _plot(args) -> None:
     else:
         written = plots.radius_curves(runs, args.out, args.norm)
     print(*written)
+
+
+def _report(args) -> None:
+    from drbench import record
+    from drbench.report import render
+
+    print(render.write([record.read(folder) for folder in record.find(args.paths)], args.out, args.paths))
 
 
 def _gallery(args) -> None:

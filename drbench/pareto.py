@@ -36,9 +36,13 @@ def frame(runs: Sequence[Run], radii: Sequence[float] = RADII) -> DataFrame:
     runs = [run for run in runs if run.header["engine"]["certifier"] != "imported" and any(run.ordered())]
     if not runs:
         raise DrbenchError("expected runs with measured costs, got none; start some with `drbench run`")
+    return priced(summary.frame(runs, radii), runs)
+
+
+def priced(table: DataFrame, runs: Sequence[Run]) -> DataFrame:
+    """Rows of `summary.frame` of these runs with the columns that `frame` adds."""
     cost = {summary.place(run): evaluations(run) for run in runs}
-    table = summary.frame(runs, radii)
-    table["evaluations"] = table["run"].map(cost)
+    table = table.assign(evaluations=table["run"].map(cost))
     fronts = [_front(part) for _, part in table.groupby([*GROUP, "radius"], sort=False)]
     return table.assign(front=pd.concat(fronts).reindex(table.index))
 

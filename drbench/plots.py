@@ -49,7 +49,7 @@ def radius_curves(runs: Sequence[Run], stem: str | Path, norm: str | None = None
     norm : {"l1", "l2", "linf"}, optional
         Of the radii; by default that in which the runs certify.
     """
-    curves = _curves(runs, norm)
+    curves = curve_frame(runs, norm)
     return save(lambda: _draw(curves), stem)
 
 
@@ -68,18 +68,18 @@ def save(draw: Callable[[], Figure], stem: str | Path) -> list[Path]:
     return [png, svg]
 
 
-def _curves(runs: Sequence[Run], norm: str | None = None) -> DataFrame:
+def curve_frame(runs: Sequence[Run], norm: str | None = None) -> DataFrame:
     """`summary.frame` at every radius where a curve of the same method steps, and at the quarters."""
     methods: dict[tuple, list[Run]] = {}
     norm = summary.common_norm(runs, norm) if runs else "l2"
-    for run in runs:
+    for run in sorted(runs, key=summary.position):
         if any(run.ordered()):
             data, defense = run.header["data"], run.header["defense"]
             methods.setdefault((data["name"], data["subset"], defense["name"], defense["variant"]), []).append(run)
-    order = summary.frame(runs, [0.0], norm)[[*DATA, *METHOD]].drop_duplicates().itertuples(index=False, name=None)
-    return pd.concat(
-        [summary.frame(methods[key], _steps(methods[key], norm), norm) for key in order], ignore_index=True
-    )
+    if not methods:
+        summary.frame(runs)  # says what is missing
+    frames = [summary.frame(ours, _steps(ours, norm), norm) for ours in methods.values()]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _steps(runs: Sequence[Run], norm: str) -> np.ndarray:
@@ -101,7 +101,7 @@ class Panel(NamedTuple):
     beside: tuple[DataFrame, ...] = ()  # thin curves, each with its sigma written to it
 
 
-def _panels(curves: DataFrame) -> list[Panel]:
+def panels_of(curves: DataFrame) -> list[Panel]:
     panels, several, norm = [], len(curves.groupby(DATA)) > 1, curves["norm"].iat[0]
     for (dataset, subset), part in summary.groups(curves, DATA):
         prefix, limits = f"{dataset} {subset}, " if several else "", {}
@@ -132,7 +132,7 @@ def _limits(level: DataFrame) -> dict[float, str]:
 
 
 def _draw(curves: DataFrame) -> Figure:
-    panels, styles = _panels(curves), line_styles(curves)
+    panels, styles = panels_of(curves), line_styles(curves)
     single, _ = summary.split(curves)
     markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(single["sigma"].unique()))}
     handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
@@ -166,13 +166,13 @@ def line_styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
 def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     for line in panel.beside:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
-        axes.plot(*_steps_down(_thinned(line)), drawstyle="steps-pre", linewidth=1.0, **style)
+        axes.plot(*_steps_down(thinned(line)), drawstyle="steps-pre", linewidth=1.0, **style)
         start = 0, 100 * line["certified_accuracy"].iat[0]  # apart from each other, unlike the rest of the curves
         axes.annotate(f"σ = {line['sigma'].iat[0]:g}", start, (4, 2), textcoords="offset points", fontsize=8.5,
                       color=style["color"])  # fmt: skip
     for line in panel.curves:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
-        steps = _thinned(line)
+        steps = thinned(line)
         low, high = 100 * steps["ci_low"], 100 * steps["ci_high"]
         axes.fill_between(steps["radius"], low, high, step="pre", color=style["color"], alpha=0.1, linewidth=0)
         axes.plot(*_steps_down(steps), drawstyle="steps-pre", linewidth=1.8, **style)
@@ -202,7 +202,7 @@ def _steps_down(steps: DataFrame) -> tuple[list, list]:
     return [*steps["radius"], steps["radius"].iat[-1]], [*(100 * steps["certified_accuracy"]), 0.0]
 
 
-def _thinned(line: DataFrame) -> DataFrame:
+def thinned(line: DataFrame) -> DataFrame:
     """Only the right end of each step: that is all a left-continuous step curve needs."""
     values = line[["certified_accuracy", "ci_low", "ci_high"]].to_numpy()
     ends = np.any(values[1:] != values[:-1], axis=1)

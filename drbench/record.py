@@ -175,6 +175,7 @@ class Run:
     header: dict
     rows: dict[int | str, Row]
     problems: tuple[str, ...]
+    memory: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # what was computed from it
 
     @property
     def task(self) -> str:
@@ -187,7 +188,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        return all(image_id in self.rows for image_id in self.wanted)
+        return all(map(self.rows.__contains__, self.wanted))
 
     @property
     def marks(self) -> list[str]:

@@ -39,7 +39,7 @@ def frame(runs: Sequence[Run]) -> DataFrame:
 
 
 def _row(run: Run) -> dict:
-    data, engine, defense, cost = (run.header[key] for key in ("data", "engine", "defense", "cost"))
+    data, engine, defense = (run.header[key] for key in ("data", "engine", "defense"))
     rows = [row for row in run.ordered() if row.evidence]
     labels, tried = [row.label for row in rows], [each for row in rows for each in row.evidence.tried]
     kept = Counter(row.evidence.kept for row in rows if row.evidence.kept).most_common(1)
@@ -57,7 +57,7 @@ def _row(run: Run) -> dict:
         "attack": kept[0][0] if kept else "", "attack_share": kept[0][1] / len(rows) if kept else 0.0,
         "gradients": sum(each.gradients for each in tried) / len(rows),
         "forwards": sum(each.forwards for each in tried) / len(rows),
-        "gradient": defense["gradient"], "seconds_per_image": cost["seconds"] / len(rows),
+        "gradient": defense["gradient"], "seconds_per_image": sum(row.seconds for row in run.rows.values()) / len(rows),
         "weights": " ".join(sorted(sha256[:8] for sha256 in defense.get("checkpoints", {}).values())),
         "flags": "; ".join(run.header["flags"]), "marks": ", ".join([*run.marks, *["damaged"] * damaged]),
         "run": summary.place(run),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +25,12 @@ VERSIONS = {
     "lipschitz": 1,
     "imported": 1,
 }  # raised when a certifier's numbers may change; part of every record
+remembered = lru_cache(maxsize=1 << 16)  # tables ask for the limits of the same few counts again and again
 
 # ---- exact binomial bounds ----------------------------------------------------------------------------------------
 
 
+@remembered
 def cp_lower(k: int, n: int, alpha: float) -> float:
     """One-sided Clopper-Pearson lower limit of a binomial proportion, level 1 - alpha.
 
@@ -37,6 +40,7 @@ def cp_lower(k: int, n: int, alpha: float) -> float:
     return 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, alpha))
 
 
+@remembered
 def cp_upper(k: int, n: int, alpha: float) -> float:
     """One-sided Clopper-Pearson upper limit, level 1 - alpha; 1 for k = n."""
     _check_counts(k, n, alpha)
@@ -127,6 +131,7 @@ def gaussian_radius(k: int, n: int, alpha: float, sigma: float) -> float:
     return max(0.0, sigma * float(-special.ndtri(q_upper)))
 
 
+@remembered
 def multiclass_radius(k: int, rival: int, n: int, alpha: float, sigma: float) -> float:
     """(sigma / 2) (Phi^-1(pA_lower) - Phi^-1(pB_upper)), both bounds at alpha / 2 (Cohen et al. 2019, Theorem 1).
 

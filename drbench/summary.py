@@ -39,8 +39,16 @@ def certified(run: Run, norm: str | None = None) -> DataFrame:
 
     Columns: correct, radius (in `norm`, by default that of the noise; pixel units; as the protocol prints it),
     abstained, error (no evidence: neither correct nor an abstention), radius_multiclass (of the right class; NaN if
-    another class was selected or nothing can be certified, and for certifiers that have none).
+    another class was selected or nothing can be certified, and for certifiers that have none). Computed once for each
+    run, protocol and norm.
     """
+    key = "certified", norm or stats.norm(run.header["engine"]), repr(run.header["engine"])
+    if key not in run.memory:
+        run.memory[key] = _certified(run, norm)
+    return run.memory[key].copy()
+
+
+def _certified(run: Run, norm: str | None) -> DataFrame:
     engine, rows = run.header["engine"], []
     for row in run.ordered():
         found = stats.conclusion(engine, row)

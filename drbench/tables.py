@@ -104,7 +104,7 @@ class Group(NamedTuple):
     lines: list[list]
 
 
-def _groups(table: DataFrame) -> Iterator[Group]:
+def sections(table: DataFrame) -> Iterator[Group]:
     single, cascade = split(table)
     for (dataset, subset, sigma), part in groups(single, [*DATA, "sigma"]):
         yield Group(f"{dataset} {subset}, σ = {sigma:g}", False, _lines(part))
@@ -131,7 +131,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _radius(radius: float) -> str:
+def radius_text(radius: float) -> str:
     """A number, or the fraction that it is if that is shorter: 0.25, 8/255."""
     fraction = Fraction(radius).limit_denominator(255)
     text = f"{radius:.10g}"
@@ -173,9 +173,11 @@ def render_markdown(table: DataFrame, cascades: DataFrame | None = None) -> str:
     `cascades`, from `halting.frame`, adds a section on how they stop and what they answer without a certificate.
     """
     text = ["# Certified accuracy", "", _protocol(table).translate(MD) + ".", ""]
-    for group in _groups(table):
+    for group in sections(table):
         oracle, columns = group.oracle, zip(*group.lines, strict=True)
-        head = [f"r = {_radius(column[0].radius)}" for column in columns if any(cell.text != "–" for cell in column)]
+        head = [
+            f"r = {radius_text(column[0].radius)}" for column in columns if any(cell.text != "–" for cell in column)
+        ]
         body = [_md_line(line[: len(head)], oracle) for line in group.lines]
         if not oracle:
             head = ["N draws", "images", *head, "ACR", "abstained %", "NFE per draw", "s/image"]
@@ -288,11 +290,11 @@ def render_latex(table: DataFrame) -> str:
 
     Bold is the best of each column of a group as printed, ties all bold, if above 0; a partial row is never bold.
     """
-    radii = [f"$r = {_radius(r)}$" for r in sorted(table["radius"].unique())]
+    radii = [f"$r = {radius_text(r)}$" for r in sorted(table["radius"].unique())]
     wide = rf"\multicolumn{{{len(radii) + 4}}}{{l}}"
     text = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(radii) + 3)}}}", r"\toprule",
             rf"{' & '.join(['defense', '$n$', 'images', *radii, 'ACR'])} \\"]  # fmt: skip
-    for group in _groups(table):
+    for group in sections(table):
         title = re.sub(r"σ( = [\d.e+, -]*\d)?", lambda found: rf"$\sigma{found[1] or ''}$", group.title.translate(TEX))
         text += [r"\midrule", rf"{wide}{{{title}}} \\", *_tex_lines(group)]
     footer = (rf"{wide}{{\footnotesize {note}}} \\" for note in (_protocol(table).translate(TEX), *_legend(table, 1)))

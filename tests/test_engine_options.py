@@ -98,7 +98,7 @@ def test_linf_is_l2_over_the_root_of_the_dimension(runs):
     l2, linf = (summary.frame([runs["plain"]], radii, norm) for radii, norm in (([0.25], "l2"), ([0.25 / 8], "linf")))
     assert l2.certified_accuracy.tolist() == linf.certified_accuracy.tolist()
     assert linf.ceiling[0] == pytest.approx(l2.ceiling[0] / 8) and linf.acr[0] == pytest.approx(l2.acr[0] / 8)
-    assert tables._radius(2 / 255) == "2/255" and tables._radius(0.125) == "0.125"
+    assert tables.radius_text(2 / 255) == "2/255" and tables.radius_text(0.125) == "0.125"
 
 
 def test_l1_radii_are_not_exported_as_l2(runs, capsys):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
                "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
-               "mlflow", "timm", "transformers", "msgpack"}  # fmt: skip
+               "mlflow", "timm", "transformers", "msgpack", "jinja2", "markupsafe", "plotly", "playwright"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -67,6 +67,13 @@ MAY_IMPORT = {
     "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "saving", "summary", "tables"}, {"pandas"}),
     "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
+    "report.": (
+        LEAVES
+        | {"claim_tables", "claims", "evidence", "halting", "head_to_head", "pareto", "pareto_plot"}
+        | {"plots", "record", "report", "robust_plots", "robust_tables", "stats", "summary", "tables"}
+        | {"verify", "weights"},
+        {"pandas", "jinja2", "markupsafe", "plotly"},
+    ),
     "gallery": (LEAVES | {"record"}, {"numpy"}),
     "gallery_words": (LEAVES | {"evidence", "gallery", "record", "stats"}, set()),
     "gallery_draw": ({"gallery", "plots"}, {"numpy", "matplotlib"}),
@@ -131,7 +138,7 @@ MAY_IMPORT = {
         LEAVES
         | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting"}
         | {"gallery_draw", "gallery_gather", "halting", "head_to_head", "head_to_head_tables", "logs"}
-        | {"pareto", "pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots"}
+        | {"pareto", "pareto_plot", "planning", "plots", "published", "record", "registry", "report", "robust_plots"}
         | {"robust_tables", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
@@ -250,7 +257,7 @@ def test_planted_unsafe_loading_is_caught(line):
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
      ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
      ["table", "{run}", "--paper", "rcm-cifar10"], ["table", "{run}", "--head-to-head", "--out", "{out}"],
-     ["claims", "{run}"], ["claims", "{run}", "--out", "{out}"]],
+     ["claims", "{run}"], ["claims", "{run}", "--out", "{out}"], ["report", "{run}", "--out", "{out}.html"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):

@@ -30,7 +30,7 @@ def runs(tmp_path):
 
 def draw(runs):
     """The figure's axes, in the order of the panels."""
-    return plots._draw(plots._curves(runs)).axes
+    return plots._draw(plots.curve_frame(runs)).axes
 
 
 def texts_of(svg) -> list[str]:
