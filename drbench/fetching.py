@@ -219,10 +219,22 @@ def _settle(item: Item, path: Path, source: str, content: Content | None = None)
     if path != item.path:
         os.replace(path, item.path)
     if seen(item) is None or path != item.path:
-        partial = Path(f"{item.memo}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({**content._asdict(), "source": source, "trust": trust}, indent=1) + "\n")
-        os.replace(partial, item.memo)
+        _write(item, found)
     return found
+
+
+def note(item: Item, source: str) -> Seen:
+    """Remember what a file of our own making holds, whatever was there before."""
+    found = Seen(download.inspect(item.path), source, "first use")
+    _write(item, found)
+    return found
+
+
+def _write(item: Item, found: Seen) -> None:
+    partial = Path(f"{item.memo}.{os.getpid()}.partial")
+    facts = {**found.content._asdict(), "source": found.source, "trust": found.trust}
+    partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, item.memo)
 
 
 def _check(item: Item, content: Content) -> str:

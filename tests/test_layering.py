@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
                "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
-               "mlflow"}  # fmt: skip
+               "mlflow", "filelock", "huggingface_hub"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -38,7 +38,11 @@ MAY_IMPORT = {
     "registry": (LEAVES, set()),
     "protocols": (LEAVES, {"yaml"}),
     "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
-    "weights": (LEAVES, {"yaml", "safetensors"}),
+    "places": (set(), set()),
+    "download": (LEAVES | {"progress"}, set()),
+    "fetching": (LEAVES | {"download"}, {"filelock", "huggingface_hub"}),
+    "foreign": (LEAVES | {"checkpoints", "fetching", "places"}, {"yaml"}),
+    "weights": (LEAVES | {"fetching", "foreign", "places"}, {"yaml", "safetensors"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "saving": (LEAVES, {"pandas"}),
