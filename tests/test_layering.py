@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
                "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
-               "mlflow", "filelock", "huggingface_hub"}  # fmt: skip
+               "mlflow", "timm", "transformers", "msgpack", "filelock", "huggingface_hub"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -69,7 +69,9 @@ MAY_IMPORT = {
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
-    "classifiers": ({"recipe", "training"}, {"torch"}),
+    "classifiers.": (LEAVES | {"classifiers", "recipe", "training"}, {"torch", "timm", "transformers"}),
+    "checkpoints.": (LEAVES | {"checkpoints", "classifiers", "diffusion", "weights"},
+                     {"torch", "numpy", "safetensors", "msgpack"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
@@ -116,7 +118,7 @@ MAY_IMPORT = {
         set(),
     ),
 }  # fmt: skip
-METHODS = (LEAVES | {"api", "classifiers", "diffusion", "recipe", "training", "weights"},
+METHODS = (LEAVES | {"api", "checkpoints", "classifiers", "diffusion", "recipe", "training", "weights"},
            {"torch", "numpy", "diffusers", "lpips"})  # fmt: skip
 
 

@@ -40,6 +40,15 @@ class ConsistencyFunction(EDMDenoiser):
         return s**2 / (shifted**2 + s**2), shifted * s / (sigma**2 + s**2).sqrt()
 
 
+def preconditioned(
+    network: nn.Module, sigma_data: float, num_classes: int | None = None, t_min: float | None = None
+) -> EDMDenoiser:
+    """A raw network as a denoiser, or as a consistency function where there is a smallest time `t_min`."""
+    if t_min is None:
+        return EDMDenoiser(network, sigma_data, num_classes)
+    return ConsistencyFunction(network, sigma_data, num_classes, t_min)
+
+
 def nearest(level: float, grid: Sequence[float]) -> float:
     """The point of the grid that is nearest to a noise level; of two equally near ones the first."""
     return min(grid, key=lambda point: abs(point - level))

@@ -1,4 +1,52 @@
-"""Raw networks: modules called as `network(x, c_noise, labels) -> tensor` that know nothing of noise levels.
+"""Networks of denoisers, and `build`, which makes a denoiser of a dict: {"kind": name, ...its configuration}.
 
-`drbench.diffusion.precond` turns them into denoisers.
+A raw network is called as `network(x, c_noise, labels) -> tensor` and knows nothing of noise levels;
+`drbench.diffusion.precond` turns it into a denoiser. What `build` returns fulfils the contract of
+`drbench.diffusion.denoiser.Denoiser`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from torch import nn
+
+from drbench.errors import DrbenchError, did_you_mean
+
+# kind -> "module:function"; called as function(input_shape, num_classes, **configuration)
+KINDS = {
+    "edm_dhariwal": "drbench.diffusion.networks.edm:dhariwal",
+    "edm_song": "drbench.diffusion.networks.edm:song",
+    "small_unet": "drbench.diffusion.networks.unet:small",
+}
+
+
+def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: int, **default) -> nn.Module:
+    """An untrained denoiser, called as `denoiser(z_net, sigma_net, labels=None)`.
+
+    Parameters
+    ----------
+    spec : mapping or None
+        "kind", one of `KINDS`, and the network's configuration by the names of its own project. None: the small UNet
+        with the arguments `default`, which no other kind sees.
+    input_shape : tuple of int
+        (C, H, W) of the images; a network for other images is refused.
+    num_classes : int
+        K of the data. A network that knows no classes, or others, says so in its configuration.
+
+    Returns
+    -------
+    Module
+        With the attributes `sigma_data` (std of its training images in [-1, 1]) and `num_classes` (None: it takes no
+        labels).
+    """
+    config = {"kind": "small_unet", **default} if spec is None else dict(spec)
+    kind = config.pop("kind", None)
+    if kind not in KINDS:
+        raise DrbenchError(f"denoiser: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")
+    module, _, function = KINDS[kind].partition(":")
+    try:
+        return getattr(import_module(module), function)(tuple(input_shape), num_classes, **config)
+    except TypeError as error:
+        raise DrbenchError(f"denoiser of kind {kind!r} cannot be built with {config}: {error}") from error

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from drbench.diffusion.consistency import preconditioned
+from drbench.diffusion.precond import EDMDenoiser
 from drbench.errors import DrbenchError
 
 # UNet2DModel embeds its time input by sines of angular frequency 10000^(-2k/n), k = 0 .. n/2 - 1, with
@@ -86,3 +88,15 @@ def _check_sizes(image_shape: tuple[int, int, int], channels: tuple[int, ...], g
         )
     if any(width % groups for width in channels):
         raise DrbenchError(f"small_unet needs channels in multiples of groups={groups}, got {channels}")
+
+
+def small(
+    input_shape: tuple[int, int, int],
+    num_classes: int | None,
+    sigma_data: float = 0.5,
+    t_min: float | None = None,
+    **config,
+) -> EDMDenoiser:
+    """The denoiser around a `small_unet` of these arguments; a consistency function if it has a `t_min`."""
+    network = small_unet(input_shape, num_classes, **{"channels": tuple(config.pop("channels", (16, 32))), **config})
+    return preconditioned(network, sigma_data, num_classes, t_min)

@@ -1,0 +1,156 @@
+"""Tensors of a checkpoint of another project. Nothing in the file is executed, and no switch allows it.
+
+`torch.load` runs with `weights_only=True` and a short list of further names for that one call; the file's hash is the
+caller's business (`drbench.weights`), before any of this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Size, Tensor
+
+from drbench.checkpoints.scalars import Dtype, scalar
+from drbench.errors import DrbenchError
+
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+HEADER_LIMIT = 100_000_000  # bytes of a safetensors header
+# Where a state dict may be inside a saved dict. Averaged weights come first: they are what is evaluated.
+CONTAINERS = (
+    "params_ema", "state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema",
+    "state_dict", "model_state_dict", "model_state", "model", "network", "net",
+)  # fmt: skip
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+SAFE = [
+    argparse.Namespace,
+    Dtype,
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    (Dtype, "numpy.dtype"),
+]
+
+
+def tensors(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file of `torch.save` or safetensors, on the CPU, checked to be of finite numbers.
+
+    A state dict inside `{"state_dict": ...}` and the like is found, of several the averaged one; `module.` in front
+    of all names is removed.
+    """
+    path = Path(path)
+    try:
+        kind = sniff(path)
+        loaded = _safetensors(path) if kind == "safetensors" else _torch(path)
+    except OSError as error:
+        raise DrbenchError(f"cannot read {path}: {error.strerror or error}") from error
+    state = _unwrapped(loaded, path)
+    check(state, path)
+    return state
+
+
+def sniff(path: Path) -> str:
+    """ "zip", "pickle" or "safetensors", by the first bytes of a file; anything else is refused."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(ZIP):
+        return "zip"
+    if start.startswith(PICKLE):
+        return "pickle"
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise DrbenchError(
+            f"{path}: this is an HTML page, not a checkpoint: the site sent its confirm or quota page instead of the "
+            "file. Open the link in a browser and save the file by hand"
+        )
+    if start[8:9] == b"{":
+        header = int.from_bytes(start[:8], "little")
+        if header > min(HEADER_LIMIT, size - 8):
+            raise DrbenchError(
+                f"{path}: a safetensors file whose header claims {header} bytes, of {size} in the file: "
+                "it is truncated or was tampered with; download it again"
+            )
+        return "safetensors"
+    raise DrbenchError(
+        f"{path}: neither safetensors nor a file of torch.save ({size} bytes, first {start[:8]!r}): "
+        "it is damaged or of another format"
+    )
+
+
+def check(state: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise `DrbenchError`, naming the tensor, if a number is not finite or a matrix is all zero."""
+    for key, tensor in state.items():
+        if not (tensor.is_floating_point() and tensor.numel()):
+            continue
+        low, high = torch.aminmax(tensor)  # NaN if there is one; unlike isfinite() it needs no memory
+        if not (low.isfinite() and high.isfinite()):
+            raise DrbenchError(f"{where}: tensor {key!r} holds values that are not finite; download the file again")
+        if tensor.ndim > 1 and low == high == 0:
+            raise DrbenchError(
+                f"{where}: tensor {key!r} {tuple(tensor.shape)} is all zero, which trained weights never are; "
+                "the file is damaged or of an untrained network"
+            )
+
+
+def match(expected: Mapping[str, Size], got: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise `DrbenchError` unless names and shapes agree; the report that comes before a strict load."""
+    missing = [key for key in expected if key not in got]
+    unexpected = [key for key in got if key not in expected]
+    other = [key for key in expected if key in got and tuple(got[key].shape) != tuple(expected[key])]
+    found = [f"{len(missing)} tensors missing, first {missing[0]!r}"] if missing else []
+    if unexpected:
+        found.append(f"{len(unexpected)} unexpected, first {unexpected[0]!r}")
+    if other:
+        key = other[0]
+        found.append(
+            f"{len(other)} of another shape, first {key!r}: expected {tuple(expected[key])}, "
+            f"got {tuple(got[key].shape)}"
+        )
+    if found:
+        raise DrbenchError(f"{where}: the weights do not fit the network: {'; '.join(found)}. Check its configuration")
+
+
+def _torch(path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals(SAFE):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+        raise DrbenchError(
+            f"{path}: refused, because it holds more than tensors and plain values: {reason.splitlines()[0][:300]}. "
+            "Ask for a file of its state dict; nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DrbenchError(f"{path}: damaged or truncated: {str(error).splitlines()[0][:300]}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise DrbenchError(f"{path}: damaged or truncated safetensors: {error}") from error
+
+
+def _unwrapped(loaded: object, path: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
+        inside = [loaded[key] for key in CONTAINERS if isinstance(loaded.get(key), Mapping)]
+        if not inside:
+            break
+        loaded = inside[0]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise DrbenchError(f"{path}: expected a state dict (name -> tensor), got {type(loaded).__name__}")
+    for key, value in loaded.items():
+        if not isinstance(value, Tensor) or not isinstance(key, str):
+            raise DrbenchError(
+                f"{path}: expected a state dict (name -> tensor), found {type(value).__name__} under {key!r}; "
+                f"known containers: {', '.join(CONTAINERS)}"
+            )
+    state = dict(loaded)
+    while wrapper := next((one for one in WRAPPERS if all(key.startswith(one) for key in state)), None):
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state

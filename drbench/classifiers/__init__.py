@@ -1,0 +1,48 @@
+"""Classifiers of pixels in [0, 1], and `build`, which makes one of a dict: {"kind": name, ...its configuration}.
+
+Normalisation and resizing are inside, in `prepared`; so a defense gives every classifier the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from torch import nn
+
+from drbench.classifiers.small import SmallCNN, fit_classifier, mixup
+from drbench.errors import DrbenchError, did_you_mean
+
+__all__ = ["KINDS", "SmallCNN", "build", "fit_classifier", "mixup"]
+
+# kind -> "module:function"; called as function(input_shape, num_classes, **configuration)
+KINDS = {
+    "huggingface": "drbench.classifiers.libraries:huggingface",
+    "resnet_cifar": "drbench.classifiers.resnet_cifar:build",
+    "small_cnn": "drbench.classifiers.small:SmallCNN",
+    "timm": "drbench.classifiers.libraries:timm",
+    "wide_resnet": "drbench.classifiers.wide_resnet:build",
+}
+
+
+def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: int, **default) -> nn.Module:
+    """An untrained classifier, (B, C, H, W) pixels in [0, 1] to (B, K) logits.
+
+    Parameters
+    ----------
+    spec : mapping or None
+        "kind", one of `KINDS`, its configuration (`depth`, `widen`, `arch`, ...), and for all kinds but "small_cnn"
+        the fields of `prepared.prepared`: `mean`, `std`, `resize`. None: the small CNN with the arguments `default`,
+        which no other kind sees.
+    input_shape, num_classes
+        Of the data.
+    """
+    config = {"kind": "small_cnn", **default} if spec is None else dict(spec)
+    kind = config.pop("kind", None)
+    if kind not in KINDS:
+        raise DrbenchError(f"classifier: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")
+    module, _, function = KINDS[kind].partition(":")
+    try:
+        return getattr(import_module(module), function)(tuple(input_shape), num_classes, **config)
+    except TypeError as error:
+        raise DrbenchError(f"classifier of kind {kind!r} cannot be built with {config}: {error}") from error
