@@ -31,6 +31,10 @@ EXAMPLES = {
     "import": "drbench import cohen logs/noise_0.25/test/sigma_0.25 --out imported --dataset cifar10 --defense cohen",
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
+    "weights": "drbench weights list\n  drbench weights fetch openai/cifar10-uncond-50M\n"
+    "  drbench weights add ~/Downloads/edm-cifar10-32x32-cond-vp.pkl",
+    "data": "drbench data list\n  drbench data fetch cifar10\n"
+    "  drbench data add ~/Downloads/cifar-10-python.tar.gz --link",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
@@ -122,6 +126,25 @@ def parser() -> argparse.ArgumentParser:
     made = verb("export", "a run as a log of Cohen et al. 2019, tab separated")
     made.add_argument("run", type=Path, metavar="RUN")
     made.add_argument("--compat", action="store_true", help="radii with 3 significant digits, rounded to nearest")
+    for name, actions, text in (
+        (
+            "weights",
+            ("list", "fetch", "add", "convert", "verify"),
+            "weights of others: where they are, bring them here",
+        ),
+        ("data", ("list", "fetch", "add", "verify"), "files of data sets: where they are, bring them here"),
+    ):
+        made = verb(name, f"{text}; only `fetch` uses the network")
+        made.add_argument("do", choices=actions, help="what to do; add takes over a local file")
+        made.add_argument("names", nargs="*", metavar="NAME|FILE", help="names of the list, or files for add")
+        made.add_argument("--name", help="add: what the file is, if its file name does not say it")
+        made.add_argument("--link", action="store_true", help="add: a symbolic link instead of a copy")
+        if name == "weights":
+            made.add_argument(
+                "--revision", metavar="COMMIT", help="fetch: 40 digits, for hubs that the list does not pin"
+            )
+        else:
+            made.add_argument("--layout", help="fetch: which of a data set's layouts")
     verb("check", "conformance suite of one defense").add_argument("name")
     return top
 
@@ -404,6 +427,20 @@ def _export(args) -> None:
     from drbench import logs, record
 
     print(logs.cohen_tsv(record.read(args.run), args.compat), end="")
+
+
+def _weights(args) -> None:
+    from drbench import stock
+
+    for line in stock.weights(args.do, args.names, args.name, args.revision, args.link):
+        print(line, flush=True)
+
+
+def _data(args) -> None:
+    from drbench import stock
+
+    for line in stock.data(args.do, args.names, args.name, args.layout, args.link):
+        print(line, flush=True)
 
 
 def _check(args) -> int:

@@ -52,6 +52,11 @@ def present(name: str) -> bool:
     return own(name).path.is_file()
 
 
+def fetchable(name: str) -> bool:
+    """Whether one command brings it here."""
+    return "train" in entry(name) or item(name).path.is_file() or item(name).fetchable
+
+
 def advice(name: str) -> str:
     """How to get what is not there."""
     about = entry(name)

@@ -88,16 +88,17 @@ def place(name: str) -> Path | None:
 def _hash(path: Path) -> str:
     stat = path.stat()
     # The same large file is asked for by each cell of a sweep.
-    return _hash_as_of(path, stat.st_size, stat.st_mtime_ns) if stat.st_size > LARGE else _digest(path)
+    return _hash_as_of(path, stat.st_size, stat.st_mtime_ns) if stat.st_size > LARGE else sha256_of(path)
 
 
 @cache
 def _hash_as_of(path: Path, size: int, changed: int) -> str:
-    return _digest(path)
+    return sha256_of(path)
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+def sha256_of(path: Path) -> str:
+    """Hash of a file of any size, read piece by piece."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -140,7 +141,7 @@ def write(name: str, state: Mapping, facts: Mapping) -> Weights:
         os.replace(partial, path)
     except OSError as error:
         raise DrbenchError(f"cannot write weights to {path}: {error.strerror}") from error
-    written = Weights(name, path, _digest(path))
+    written = Weights(name, path, sha256_of(path))
     if outside:
         fetching.note(foreign.own(name), facts.get("command", ""))
     if listed:

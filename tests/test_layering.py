@@ -43,6 +43,10 @@ MAY_IMPORT = {
     "fetching": (LEAVES | {"download"}, {"filelock", "huggingface_hub"}),
     "foreign": (LEAVES | {"checkpoints", "fetching", "places"}, {"yaml"}),
     "weights": (LEAVES | {"fetching", "foreign", "places"}, {"yaml", "safetensors"}),
+    "datasets": (LEAVES | {"weights"}, {"yaml"}),
+    "data_files": (LEAVES | {"datasets", "fetching"}, set()),
+    "stock": (LEAVES | {"data_files", "datasets", "fetching", "foreign"}, set()),
+    "needs": (LEAVES | {"data_files", "foreign", "weights"}, {"omegaconf"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "saving": (LEAVES, {"pandas"}),
@@ -61,7 +65,7 @@ MAY_IMPORT = {
     "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
-    "catalogue": ({"attacks", "config", "leases", "protocols", "record", "registry", "robustness", "weights"},
+    "catalogue": ({"attacks", "config", "leases", "needs", "protocols", "record", "registry", "robustness", "weights"},
                   {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
     "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
@@ -76,7 +80,7 @@ MAY_IMPORT = {
                     {"torch", "numpy"}),
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
-    "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers"}),
+    "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers", "yaml"}),
     "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
@@ -101,20 +105,21 @@ MAY_IMPORT = {
     "runner": (
         LEAVES
         | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "execution", "executors"}
-        | {"header", "jobs", "leases", "listeners", "norms"}
+        | {"header", "jobs", "leases", "listeners", "needs", "norms"}
         | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "planning": (
-        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "execution", "header", "jobs", "record"}
-        | {"stats", "stopping"},
+        LEAVES
+        | {"api", "build", "certifiers", "config", "cost", "data", "datasets", "evidence", "execution", "header", "jobs"}
+        | {"needs", "record", "stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
         | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
         | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
-        | {"runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
+        | {"runner", "share_plot", "stock", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
 }  # fmt: skip
@@ -196,7 +201,7 @@ def test_unsafe_loading_is_nowhere():
     [["--help"], ["list"], ["show", "benchmarks/digits/undefended.yaml"], ["status", "{run}"], ["verify", "{run}"],
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
      ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
-     ["table", "{run}", "--paper", "rcm-cifar10"]],
+     ["table", "{run}", "--paper", "rcm-cifar10"], ["weights", "list"], ["data", "list"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):
