@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from drbench.draws import Draws
 from drbench.errors import DrbenchError
 from drbench.evidence import Certificate, Evidence
+from drbench.memory import parameters_elsewhere
 
 __all__ = ["Certificate", "Defense", "Draws", "DrbenchError", "Evidence"]
 
@@ -130,10 +131,16 @@ class Defense(nn.Module, ABC):
 
     @classmethod
     def from_checkpoint(cls, state: Mapping[str, Tensor], **args) -> Self:
-        """Build with constructor arguments `args` and load a plain state dict, strictly."""
-        defense = cls(**args)
+        """Build with constructor arguments `args` and load a plain state dict, strictly.
+
+        The tensors of `state` become those of the defense: nothing is held twice.
+        """
+        with parameters_elsewhere():
+            defense = cls(**args)
+        wanted = defense.state_dict()
+        given = {key: value.to(wanted[key].dtype) if key in wanted else value for key, value in state.items()}
         try:
-            defense.load_state_dict(dict(state), strict=True)
+            defense.load_state_dict(given, strict=True, assign=True)
         except RuntimeError as error:
             raise DrbenchError(f"weights do not fit {cls.__name__}: {error}") from error
         return defense

@@ -1,7 +1,7 @@
 """Weights that do not ship with the project: benchmarks/foreign.yaml, and where they lie. No torch.
 
     <weights folder>/files/FILE         as others made it
-    <weights folder>/NAME.safetensors   the same under our names, or what `drbench train` made
+    <weights folder>/NAME.safetensors   the same under our names, or what a command made
 
 A config names them like those that ship: `checkpoint: [openai/cifar10-uncond-50M]`.
 """
@@ -36,8 +36,8 @@ def entry(name: str) -> dict:
 def item(name: str) -> Item:
     """The file as others made it."""
     about = entry(name)
-    if "train" in about:
-        raise DrbenchError(f"weights {name} are trained: drbench train {about['train']}")
+    if "make" in about:
+        raise DrbenchError(f"weights {name} are not fetched but made: {about['make']}")
     facts = {key: about[key] for key in FACTS if key in about}
     return Item(name, places.weights_folder() / "files" / about["file"], **facts)
 
@@ -54,7 +54,7 @@ def present(name: str) -> bool:
 
 def fetchable(name: str) -> bool:
     """Whether one command brings it here."""
-    return "train" in entry(name) or item(name).path.is_file() or item(name).fetchable
+    return "make" in entry(name) or item(name).path.is_file() or item(name).fetchable
 
 
 def advice(name: str) -> str:
@@ -72,8 +72,8 @@ def advice(name: str) -> str:
 def command(name: str) -> str:
     """The line that makes it present."""
     about = entry(name)
-    if "train" in about:
-        return f"drbench train {about['train']}"
+    if "make" in about:
+        return about["make"]
     return f"drbench weights convert {name}" if item(name).path.is_file() else item(name).command
 
 

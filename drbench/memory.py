@@ -1,6 +1,11 @@
-"""How the C library treats memory that torch frees on the host."""
+"""Memory on the host: how the C library treats what torch frees, and networks that are built before their weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch.nn import Module, Parameter
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 LARGEST_THRESHOLD = 32 * 2**20  # bytes; glibc raises its thresholds up to this size, not further
 
@@ -13,3 +18,20 @@ def keep_freed_memory() -> None:
     speed of a small network whose activations take a few megabytes; elsewhere it does nothing.
     """
     torch.empty(LARGEST_THRESHOLD - 2**16, dtype=torch.uint8)
+
+
+@contextmanager
+def parameters_elsewhere() -> Iterator[None]:
+    """Parameters of modules that are made inside have shapes, but neither values nor memory; buffers are as ever.
+
+    For weights that are then loaded with `assign=True`. Holds for all threads.
+    """
+
+    def shape_only(module: Module, name: str, value: Parameter) -> Parameter | None:
+        return None if value.is_meta else Parameter(value.to("meta"), value.requires_grad)
+
+    hook = register_module_parameter_registration_hook(shape_only)
+    try:
+        yield
+    finally:
+        hook.remove()

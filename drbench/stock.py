@@ -73,8 +73,8 @@ def _seen(item: Item, found: fetching.Seen) -> str:
 
 def _weights_row(name: str) -> tuple[str, ...]:
     about, own = foreign.entry(name), foreign.own(name)
-    if "train" in about:
-        state = "present" if foreign.present(name) else "to be trained"
+    if "make" in about:
+        state = "present" if foreign.present(name) else "to be made"
         return name, _size(own, None), _short(own, None), state, str(own.path)
     item = foreign.item(name)
     here = fetching.state(item)

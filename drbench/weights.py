@@ -103,14 +103,17 @@ def sha256_of(path: Path) -> str:
 
 
 def read(checkpoints: Sequence[Weights]) -> dict:
-    """Merge the state dicts of several files; a tensor may come from one file only, and must be finite."""
+    """Merge the state dicts of several files; a tensor may come from one file only, and must be finite.
+
+    Each tensor is read by itself: a mapping of the whole file would hold its pages beside the copies.
+    """
+    import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     merged: dict = {}
     for name, path, _ in checkpoints:
         try:
-            state = load_file(path)
+            state = _tensors(path)
         except (SafetensorError, OSError) as error:
             raise DrbenchError(f"checkpoint {path}: not a readable safetensors file: {error}") from error
         for key, tensor in state.items():
@@ -118,10 +121,23 @@ def read(checkpoints: Sequence[Weights]) -> dict:
                 raise DrbenchError(
                     f"checkpoint {name}: tensor {key!r} is already given by an earlier checkpoint of the list"
                 )
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            # the extremes are NaN if there is one; unlike isfinite() they take no memory
+            if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
                 raise DrbenchError(f"checkpoint {path}: tensor {key!r} holds values that are not finite")
             merged[key] = tensor
     return merged
+
+
+def _tensors(path: Path) -> dict:
+    from safetensors import safe_open
+
+    def tensor(key: str):
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(key).clone()
+
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+    return {key: tensor(key) for key in keys}
 
 
 def write(name: str, state: Mapping, facts: Mapping) -> Weights:

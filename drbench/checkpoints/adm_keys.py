@@ -41,7 +41,9 @@ def modules(config: ADMConfig) -> dict[str, str]:
             theirs = f"input_blocks.{1 + level * (n + 1) + j}"
             found |= _residual(f"down_blocks.{level}.resnets.{j}", f"{theirs}.0")
             found |= _attention(f"down_blocks.{level}.attentions.{j}", f"{theirs}.1")
-        found |= _resample(config, f"down_blocks.{level}.downsamplers.0", f"input_blocks.{(level + 1) * (n + 1)}.0", "op")
+        found |= _resample(
+            config, f"down_blocks.{level}.downsamplers.0", f"input_blocks.{(level + 1) * (n + 1)}.0", "op"
+        )
         up = last - level
         for j in range(n + 1):
             theirs = f"output_blocks.{up * (n + 1) + j}"

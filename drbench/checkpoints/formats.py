@@ -17,8 +17,13 @@ ROLES = ("denoiser", "classifier", "defense")
 
 # name -> "module:function"; a converter is called as function(path, **config) and returns `Converted`
 FORMATS: dict[str, str] = {
+    "diffusers": "drbench.checkpoints.diffusers_folder:convert",
     "edm": "drbench.checkpoints.edm:convert",
+    "guided_diffusion": "drbench.checkpoints.adm:guided_diffusion",
     "huggingface": "drbench.checkpoints.classifiers:huggingface",
+    "improved_diffusion": "drbench.checkpoints.adm:improved_diffusion",
+    "jax_consistency": "drbench.checkpoints.jax_consistency:convert",
+    "openai_consistency": "drbench.checkpoints.adm:openai_consistency",
     "resnet_cifar": "drbench.checkpoints.classifiers:resnet_cifar",
     "rrcm": "methods.rcm.convert:converted",
     "timm": "drbench.checkpoints.classifiers:timm",

@@ -18,6 +18,7 @@ from drbench.checkpoints.scalars import Dtype, scalar
 from drbench.errors import DrbenchError
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before version 1.6
 HEADER_LIMIT = 100_000_000  # bytes of a safetensors header
 # Where a state dict may be inside a saved dict. Averaged weights come first: they are what is evaluated.
 CONTAINERS = (
@@ -43,6 +44,10 @@ def tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         kind = sniff(path)
+        if kind == "pickle":
+            raise DrbenchError(
+                f"{path}: refused: a bare pickle is a program, not a file of tensors; nothing in it was run"
+            )
         loaded = _safetensors(path) if kind == "safetensors" else _torch(path)
     except OSError as error:
         raise DrbenchError(f"cannot read {path}: {error.strerror or error}") from error
@@ -52,12 +57,12 @@ def tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def sniff(path: Path) -> str:
-    """ "zip", "pickle" or "safetensors", by the first bytes of a file; anything else is refused."""
+    """ "torch", "pickle" (a bare one) or "safetensors", by the first bytes of a file; anything else is refused."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(512)
-    if start.startswith(ZIP):
-        return "zip"
+    if start.startswith((ZIP, LEGACY)):
+        return "torch"
     if start.startswith(PICKLE):
         return "pickle"
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):

@@ -39,6 +39,10 @@ class ConsistencyFunction(EDMDenoiser):
         shifted, s = sigma - self.t_min, self.sigma_data
         return s**2 / (shifted**2 + s**2), shifted * s / (sigma**2 + s**2).sqrt()
 
+    def teacher(self) -> EDMDenoiser:
+        """The denoiser that a copy of the network is: what these weights were before they were distilled."""
+        return EDMDenoiser(deepcopy(self.network), float(self.sigma_data), self.num_classes)
+
 
 def preconditioned(
     network: nn.Module, sigma_data: float, num_classes: int | None = None, t_min: float | None = None

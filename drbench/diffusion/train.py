@@ -4,11 +4,22 @@ import torch
 
 from drbench.diffusion.denoiser import per_row
 from drbench.diffusion.precond import EDMDenoiser
+from drbench.errors import DrbenchError
 
 
 def sigma_data_of(x_net: torch.Tensor) -> float:
     """Std over all values of the training images `x_net`, (N, C, H, W) in [-1, 1]: the sigma_data of EDM."""
     return float(x_net.double().std(correction=0))
+
+
+def remember_scale(denoiser: torch.nn.Module, x_net: torch.Tensor) -> None:
+    """Set the data scale of an EDM denoiser that is about to be trained on `x_net`."""
+    if not isinstance(denoiser, EDMDenoiser):
+        raise DrbenchError(
+            f"only denoisers with EDM preconditioning are trained here, got {type(denoiser).__name__}: use it with "
+            "its weights as they are"
+        )
+    denoiser.sigma_data.fill_(sigma_data_of(x_net))
 
 
 def edm_loss(

@@ -1,16 +1,13 @@
 """Purify by a consistency function, then classify. Li et al. 2024, arXiv 2407.00623; Song et al. 2023, 2303.01469."""
 
-from copy import deepcopy
 from dataclasses import fields, replace
 
+from drbench import classifiers
 from drbench.api import Defense, DrbenchError
-from drbench.classifiers import SmallCNN
-from drbench.diffusion import consistency
+from drbench.diffusion import consistency, networks
 from drbench.diffusion.consistency import ConsistencyFunction, ConsistencyTraining
-from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
 from drbench.diffusion.schedules import karras_grid
-from drbench.diffusion.train import sigma_data_of
+from drbench.diffusion.train import remember_scale
 from drbench.recipe import Recipe
 from drbench.training import sample, train
 from methods.consistency import metrics
@@ -49,6 +46,10 @@ class Consistency(Defense):
         Fields of the training recipe of the metric's encoder, where it has one; `encoder_width` is its width.
     channels, width
         Of the UNet, of the classifier.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
+        A consistency function is of such a kind, as {"preset": "openai_consistency/cd_imagenet64_lpips",
+        "unlabelled": "zero"}, or has `t_min` in its dict.
     """
 
     citation = "arXiv:2407.00623"
@@ -72,6 +73,8 @@ class Consistency(Defense):
         first_scale=2,
         encoder_recipe=None,
         encoder_width=16,
+        denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         metrics.check(metric)
@@ -82,13 +85,10 @@ class Consistency(Defense):
         self.encoder_recipe, self.encoder_width = dict(encoder_recipe or {}), encoder_width
         self._check()
         self.grid = karras_grid(points, t_min, t_max)
-        network = small_unet(self.input_shape, num_classes, tuple(channels))
-        self.denoiser = (
-            EDMDenoiser(network, 0.5, num_classes)
-            if function == "denoiser"
-            else ConsistencyFunction(network, 0.5, num_classes, t_min)
-        )
-        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+        least = None if function == "denoiser" else t_min
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, channels=channels, t_min=least)
+        self._check_denoiser()
+        self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
         self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
     def logits(self, z, sigma, draws):
@@ -124,7 +124,7 @@ class Consistency(Defense):
 
     def fit(self, x, y, recipe, log):
         if self.objective == "training":
-            self.denoiser.sigma_data.fill_(sigma_data_of(2 * x - 1))
+            remember_scale(self.denoiser, 2 * x - 1)
         # the encoder's training is short: it is repeated, not resumed
         encoder_recipe = replace(recipe, state=None, **self.encoder_recipe)
         distance = metrics.metric(self.metric, x, y, self.num_classes, encoder_recipe, self.encoder_width)
@@ -138,7 +138,7 @@ class Consistency(Defense):
     def _consistency(self, distance, recipe):
         teacher, grid_at, ema_at = None, lambda step: self.grid, lambda step: self.ema
         if self.objective == "distillation":
-            teacher = EDMDenoiser(deepcopy(self.denoiser.network), float(self.denoiser.sigma_data), self.num_classes)
+            teacher = self.denoiser.teacher()
             teacher.to(self.device).eval().requires_grad_(False)
         else:
 
@@ -153,6 +153,20 @@ class Consistency(Defense):
 
         stage = ConsistencyTraining(self.denoiser, grid_at, ema_at, distance, teacher, self.ema > 0, self.weight)
         return stage.to(self.device), stage.loss
+
+    def _check_denoiser(self):
+        is_function = isinstance(self.denoiser, ConsistencyFunction)
+        if is_function != (self.function == "consistency"):
+            got = "a consistency function" if is_function else "a denoiser"
+            raise DrbenchError(
+                f"consistency: function {self.function!r} got {got} as its network; set `function`, or the option that "
+                "makes the network the other (`t_min`; of kind openai_consistency `distillation`)"
+            )
+        if is_function and self.denoiser.t_min != self.t_min:
+            raise DrbenchError(
+                f"consistency: the network is exact at time {self.denoiser.t_min:g}, the grid begins at t_min = "
+                f"{self.t_min:g}; set t_min: {self.denoiser.t_min:g}"
+            )
 
     def _check(self):
         unknown = set(self.encoder_recipe) - {field.name for field in fields(Recipe)}

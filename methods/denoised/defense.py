@@ -2,14 +2,13 @@
 
 import torch
 
+from drbench import classifiers
 from drbench.api import Defense, DrbenchError
-from drbench.classifiers import SmallCNN
+from drbench.diffusion import networks
 from drbench.diffusion.denoiser import clipped
-from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
 from drbench.diffusion.samplers import ddim, heun_pf_ode, one_shot
 from drbench.diffusion.stepwise import recomputed
-from drbench.diffusion.train import edm_loss, sigma_data_of
+from drbench.diffusion.train import edm_loss, remember_scale
 from drbench.training import sample, train
 
 SAMPLERS = ("one_shot", "pf_ode", "densepure")
@@ -33,6 +32,8 @@ class Denoised(Defense):
         Share of training images without their label: what the unconditional denoiser, used here, learns from.
     channels : tuple of int
         Widths of the UNet; `width` is that of the classifier.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
     """
 
     citation = "arXiv:2206.10550"
@@ -50,6 +51,8 @@ class Denoised(Defense):
         width=16,
         training_levels=(-1.2, 1.2),
         label_dropout=0.5,
+        denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         if sampler not in SAMPLERS:
@@ -61,8 +64,8 @@ class Denoised(Defense):
         self.training_levels, self.label_dropout = tuple(training_levels), label_dropout
         self.randomized = sampler == "densepure" and steps > 1  # the last step, to noise level 0, is noise-free
         self.gradient = "surrogate" if sampler == "densepure" else "exact"  # a majority has no useful gradient
-        self.denoiser = EDMDenoiser(small_unet(self.input_shape, num_classes, tuple(channels)), 0.5, num_classes)
-        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, channels=channels)
+        self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
 
     def logits(self, z, sigma, draws):
         return self._scores(z, sigma, draws, self.denoiser)
@@ -121,7 +124,7 @@ class Denoised(Defense):
         return ("denoiser",)  # the classifier is a given: any network trained on clean images
 
     def fit(self, x, y, recipe, log):
-        self.denoiser.sigma_data.fill_(sigma_data_of(2 * x - 1))
+        remember_scale(self.denoiser, 2 * x - 1)
 
         def loss(rng):
             images, labels = sample(x, y, recipe, rng)

@@ -1,9 +1,8 @@
 """Diffuse to time t*, reverse the diffusion, classify. Nie et al. 2022, arXiv 2205.07460."""
 
+from drbench import classifiers
 from drbench.api import Defense, DrbenchError
-from drbench.classifiers import SmallCNN
-from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
+from drbench.diffusion import networks
 from drbench.diffusion.vp_sde import U_END, reverse, sigma_net_at, time_of
 
 SAMPLERS = ("sde", "ode")
@@ -22,6 +21,8 @@ class DiffPure(Defense):
         Reverse SDE, or the probability-flow ODE.
     channels, width
         Of the UNet, of the classifier.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
     """
 
     citation = "arXiv:2205.07460"
@@ -36,6 +37,8 @@ class DiffPure(Defense):
         sampler="sde",
         channels=(16, 32),
         width=16,
+        denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         if sampler not in SAMPLERS or steps < 1 or not U_END < t_star <= 1:
@@ -46,8 +49,8 @@ class DiffPure(Defense):
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
         self.t_star, self.steps, self.sampler = t_star, steps, sampler
         self.randomized = sampler == "sde" or 0 in self.sigmas
-        self.denoiser = EDMDenoiser(small_unet(self.input_shape, num_classes, tuple(channels)), 0.5, num_classes)
-        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, channels=channels)
+        self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
 
     def logits(self, z, sigma, draws):
         return self.classifier(self.purify(z, sigma, draws))

@@ -3,12 +3,11 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from drbench import classifiers
 from drbench.api import Defense, Draws, DrbenchError
-from drbench.classifiers import SmallCNN
+from drbench.diffusion import networks
 from drbench.diffusion.exact import ExactDenoiser
-from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
-from drbench.diffusion.train import edm_loss, sigma_data_of
+from drbench.diffusion.train import edm_loss, remember_scale
 from drbench.training import sample, train
 from methods.diffusion_classifier import terms as terms_of
 from methods.diffusion_classifier.errors import CHUNK, class_losses
@@ -61,6 +60,8 @@ class DiffusionClassifier(Defense):
         Of the denoiser, as in `denoised`; of the multi-head network the first.
     chunk : int
         Rows of a network call; changes no number.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
     """
 
     citation = "arXiv:2305.15241, arXiv:2402.02316"
@@ -90,6 +91,8 @@ class DiffusionClassifier(Defense):
         training_levels=(-1.2, 1.2),
         label_dropout=0.1,
         chunk=CHUNK,
+        denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         for name, value, known in (
@@ -120,14 +123,20 @@ class DiffusionClassifier(Defense):
             self.denoiser = ExactDenoiser(self.input_shape, support)
         else:
             groups = min(8, channels[0] // 2)  # with one channel a group, labels would be normalised away
-            unet = small_unet(self.input_shape, num_classes, tuple(channels), groups=groups)
-            self.denoiser = EDMDenoiser(unet, 0.5, num_classes)
+            small = {"channels": channels, "groups": groups}
+            self.denoiser = networks.build(denoiser, self.input_shape, num_classes, **small)
+            known = getattr(self.denoiser, "num_classes", None)
+            if network == "unet" and known != num_classes:
+                raise DrbenchError(
+                    f"a diffusion classifier of {num_classes} classes needs a denoiser that knows them, "
+                    f"got one of {known or 'no'} classes"
+                )
         if network == "multihead":
             self.multihead = MultiHead(self.input_shape, num_classes, tuple(head_channels))
         if network == "classifier":
             if noised or sift:
                 raise DrbenchError("network classifier is for clean images, without noised or sift")
-            self.classifier = SmallCNN(self.input_shape, num_classes, width)
+            self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
         self._terms(self.sigmas[-1], self.nodes)  # a mistake in the levels is found now
 
     @property
@@ -194,7 +203,9 @@ class DiffusionClassifier(Defense):
         clean = sigma == 0
         low = self.levels[0] if clean or self.noised == "denoise" else 2 * sigma
         form = terms_of.plain if clean else NOISED[self.noised]
-        return form(low, self.levels[1], nodes, self.weight, float(self.denoiser.sigma_data), self.density)
+        return form(
+            low, self.levels[1], nodes, self.weight, float(getattr(self.denoiser, "sigma_data", 0.5)), self.density
+        )
 
     def _predict(self, z_net, level, labels):
         found = self.multihead(z_net, level) if labels is None else self.denoiser(z_net, level, labels)[:, None]
@@ -233,7 +244,7 @@ class DiffusionClassifier(Defense):
         elif self.network == "multihead":
             distill(self.multihead, self.denoiser, x, y, self.training_levels, recipe, log)
         else:
-            self.denoiser.sigma_data.fill_(sigma_data_of(2 * x - 1))
+            remember_scale(self.denoiser, 2 * x - 1)
 
             def loss(rng):
                 images, labels = sample(x, y, recipe, rng)

@@ -4,10 +4,9 @@ from contextlib import contextmanager
 
 import torch
 
+from drbench import classifiers
 from drbench.api import Defense, DrbenchError
-from drbench.classifiers import SmallCNN
-from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
+from drbench.diffusion import networks
 from drbench.diffusion.samplers import one_shot
 from drbench.diffusion.train import edm_loss
 from drbench.training import sample, train
@@ -35,6 +34,8 @@ class MultiScale(Defense):
         Of the denoising loss: those that the denoiser was trained with.
     channels, width
         Of the UNet, of the classifier.
+    denoiser, classifier : dict, optional
+        Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
     """
 
     citation = "arXiv:2310.16779"
@@ -53,6 +54,8 @@ class MultiScale(Defense):
         p0=0.5,
         training_levels=(-0.3, 1.0),
         label_dropout=0.75,
+        denoiser=None,
+        classifier=None,
     ):
         super().__init__()
         if tuned not in TUNED:
@@ -62,8 +65,8 @@ class MultiScale(Defense):
         self.input_shape, self.num_classes, self.sigmas = tuple(input_shape), num_classes, tuple(sigmas)
         self.tuned, self.brier, self.anti_consistency, self.copies, self.p0 = tuned, brier, anti_consistency, copies, p0
         self.training_levels, self.label_dropout = tuple(training_levels), label_dropout
-        self.denoiser = EDMDenoiser(small_unet(self.input_shape, num_classes, tuple(channels)), 0.5, num_classes)
-        self.classifier = SmallCNN(self.input_shape, num_classes, width)
+        self.denoiser = networks.build(denoiser, self.input_shape, num_classes, channels=channels)
+        self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
 
     def logits(self, z, sigma, draws):
         self.require(sigma)

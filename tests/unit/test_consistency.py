@@ -286,3 +286,47 @@ def test_distillation_keeps_the_teacher_near_the_clean_end():
     with torch.inference_mode():
         gap = (student.purify(z, 0.5, None) - teacher.purify(z, 0.5, None)).abs().max()
     assert 0 < gap < 0.01 and math.isfinite(gap)
+
+
+# ---- networks of other projects ----------------------------------------------------------------------------
+
+OPENAI = {"kind": "openai_consistency", "num_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 1], "num_heads": 2,
+          "attention_resolutions": [4], "class_cond": True, "unlabelled": "zero"}  # fmt: skip
+
+
+def foreign(denoiser, **args):
+    return Consistency((3, 8, 8), 3, width=4, **{"metric": "l2", "denoiser": denoiser, **args}).eval()
+
+
+def test_purifier_of_another_project_is_told_the_snapped_time():
+    defense, z = foreign(OPENAI), torch.rand(2, 3, 8, 8, generator=generator())
+    purified = defense.purify(z, 0.5, Draws.seeded(0, 2))
+    expected = defense.denoiser(2 * z - 1, torch.full((2,), defense.told(0.5))).clamp(-1, 1)
+    assert torch.allclose(purified, (expected + 1) / 2, atol=1e-6)
+
+
+def test_purifier_that_does_not_fit_is_named():
+    with pytest.raises(DrbenchError, match="function 'consistency' got a denoiser"):
+        foreign({**OPENAI, "distillation": False})
+    with pytest.raises(DrbenchError, match="function 'denoiser' got a consistency function"):
+        foreign(OPENAI, function="denoiser", objective="tuning")
+    with pytest.raises(DrbenchError, match=r"exact at time 0.01.*set t_min: 0.01"):
+        foreign({**OPENAI, "sigma_min": 0.01})
+
+
+@pytest.mark.parametrize("objective", ["distillation", "training", "tuning"])
+def test_purifier_of_another_project_trains(objective):
+    defense, x = foreign(OPENAI, objective=objective), torch.rand(8, 3, 8, 8, generator=generator())
+    before = {key: value.clone() for key, value in defense.denoiser.state_dict().items()}
+    defense.fit(x, torch.arange(8) % 3, replace(RECIPE, steps=2), lambda step, loss: None)
+    assert defense.denoiser.state_dict().keys() == before.keys()
+    assert any(not torch.equal(value, before[key]) for key, value in defense.denoiser.state_dict().items())
+
+
+def test_teacher_of_another_project_has_the_scalings_of_a_denoiser():
+    defense = foreign(OPENAI)
+    teacher = defense.denoiser.teacher()
+    z, labels = torch.randn(2, 3, 8, 8, generator=generator()), torch.tensor([0, 2])
+    raw = defense.denoiser.network(z / (0.25 + 1) ** 0.5, torch.zeros(2), labels)
+    expected = 0.25 / 1.25 * z + 0.5 / 1.25**0.5 * raw
+    assert torch.allclose(teacher(z, 1.0, labels), expected, atol=1e-5)

@@ -12,12 +12,17 @@ from importlib import import_module
 
 from torch import nn
 
+from drbench.diffusion.networks import presets
 from drbench.errors import DrbenchError, did_you_mean
 
 # kind -> "module:function"; called as function(input_shape, num_classes, **configuration)
 KINDS = {
+    "diffusers": "drbench.diffusion.networks.diffusers_unet:denoiser",
     "edm_dhariwal": "drbench.diffusion.networks.edm:dhariwal",
     "edm_song": "drbench.diffusion.networks.edm:song",
+    "guided_diffusion": "drbench.diffusion.networks.adm:guided_diffusion",
+    "improved_diffusion": "drbench.diffusion.networks.adm:improved_diffusion",
+    "openai_consistency": "drbench.diffusion.networks.adm:openai_consistency",
     "small_unet": "drbench.diffusion.networks.unet:small",
 }
 
@@ -28,8 +33,9 @@ def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: 
     Parameters
     ----------
     spec : mapping or None
-        "kind", one of `KINDS`, and the network's configuration by the names of its own project. None: the small UNet
-        with the arguments `default`, which no other kind sees.
+        "kind", one of `KINDS`, and the network's configuration by the names of its own project; or "preset", the name
+        of a public checkpoint (`presets.yaml`). None: the small UNet with the arguments `default`, which no other kind
+        sees.
     input_shape : tuple of int
         (C, H, W) of the images; a network for other images is refused.
     num_classes : int
@@ -41,7 +47,7 @@ def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: 
         With the attributes `sigma_data` (std of its training images in [-1, 1]) and `num_classes` (None: it takes no
         labels).
     """
-    config = {"kind": "small_unet", **default} if spec is None else dict(spec)
+    config = {"kind": "small_unet", **default} if spec is None else presets.expanded(spec)
     kind = config.pop("kind", None)
     if kind not in KINDS:
         raise DrbenchError(f"denoiser: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")

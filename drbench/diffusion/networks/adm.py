@@ -1,14 +1,15 @@
 """OpenAI's UNets as diffusers' `UNet2DModel`, and the denoisers that they are.
 
-Ho et al. 2020 and Nichol & Dhariwal 2021 (improved-diffusion), Dhariwal & Nichol 2021 (guided-diffusion, "ADM"), Song et
-al. 2023 (consistency models) share one network. `UNet2DModel` computes it exactly, but for three things, set here after
-it is built: a number of heads that does not follow the width, a time embedding that does not follow the first width, and
+Nichol & Dhariwal 2021 (improved-diffusion), Dhariwal & Nichol 2021 (guided-diffusion, "ADM") and Song et al. 2023
+(consistency models) share one network. `UNet2DModel` computes it exactly, but for three things, set here after it is
+built: a number of heads that does not follow the width, a time embedding that does not follow the first width, and
 class labels that may be absent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ class _Denoiser(_OwnLabels, EDMDenoiser):
 
 
 class _Consistency(_OwnLabels, ConsistencyFunction):
-    pass
+    def teacher(self) -> EDMDenoiser:
+        return _Denoiser(deepcopy(self.network), float(self.sigma_data), self.num_classes)
 
 
 class ADMNetwork(nn.Module):
@@ -116,8 +118,8 @@ class ADMNetwork(nn.Module):
         factor = 2 ** (len(self.unet.down_blocks) - 1)
         if any(side % factor for side in x.shape[2:]):
             raise DrbenchError(
-                f"this network halves its images {len(self.unet.down_blocks) - 1} times: expected sides in multiples of "
-                f"{factor}, got {x.shape[2]}x{x.shape[3]}. Pad or resize them"
+                f"this network halves its images {len(self.unet.down_blocks) - 1} times: expected sides in multiples "
+                f"of {factor}, got {x.shape[2]}x{x.shape[3]}. Pad or resize them"
             )
         if self.unet.class_embedding is None and labels is not None:
             raise DrbenchError("an unconditional network (class_cond: false) got labels; pass labels=None")
@@ -138,8 +140,8 @@ class LabelEmbedding(nn.Embedding):
         if self.unlabelled is None:
             if missing.any():
                 raise DrbenchError(
-                    "this network is class-conditional and got no labels: set `unlabelled: zero` (no label embedding) or "
-                    "`unlabelled: mean` (the mean embedding) in its spec, or use an unconditional network"
+                    "this network is class-conditional and got no labels: set `unlabelled: zero` (no label embedding) "
+                    "or `unlabelled: mean` (the mean embedding) in its spec, or use an unconditional network"
                 )
             return super().forward(labels)
         instead = self.weight.mean(0) if self.unlabelled == "mean" else torch.zeros_like(self.weight[0])

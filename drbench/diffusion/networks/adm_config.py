@@ -1,7 +1,7 @@
 """What an OpenAI UNet is, in the words of its own training scripts.
 
-Names and defaults are those of openai/improved-diffusion, openai/guided-diffusion and openai/consistency_models, so that
-the flags in a checkpoint's README can be typed as they stand there.
+Names and defaults are those of openai/improved-diffusion, openai/guided-diffusion and openai/consistency_models: the
+flags in a checkpoint's README can be typed as they stand there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,25 @@ from dataclasses import dataclass
 from drbench.errors import DrbenchError, did_you_mean
 
 # Width of each resolution over num_channels, where channel_mult is not given: by image_size.
-CHANNEL_MULT = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)}  # fmt: skip
+CHANNEL_MULT = {
+    32: (1, 2, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
 SCHEDULES = ("linear", "cosine")
 UNLABELLED = (None, "zero", "mean")
 # Flags of training and of their samplers that leave the network's answer as it is.
-OTHER_FLAGS = {"use_fp16", "use_checkpoint", "use_kl", "sigma_small", "rescale_learned_sigmas", "weight_schedule", "sigma_max"}
+OTHER_FLAGS = {
+    "use_fp16",
+    "use_checkpoint",
+    "use_kl",
+    "sigma_small",
+    "rescale_learned_sigmas",
+    "weight_schedule",
+    "sigma_max",
+}
 # Flags that change the answer, and the one value that we build.
 ONLY = {"num_heads_upsample": -1, "timestep_respacing": "", "predict_xstart": False}
 
@@ -51,8 +65,8 @@ class ADMConfig:
     diffusion_steps, noise_schedule, rescale_timesteps
         The variance-preserving schedule, and whether the network sees t * 1000 / diffusion_steps instead of t.
     sigma_min, sigma_data, distillation
-        Of consistency models: time at which f(z, t) = z, std of the data, and whether the file is a consistency function
-        (true) or the denoiser that it was distilled from (the `edm_*` files).
+        Of consistency models: time at which f(z, t) = z, std of the data, and whether the file is a consistency
+        function (true) or the denoiser that it was distilled from (the `edm_*` files).
     dropout : float
         In training only.
     """
@@ -135,7 +149,9 @@ def parse(kind: str, spec: Mapping, image_size: int | None = None, **defaults) -
     flags = {key: value for key, value in spec.items() if key not in OTHER_FLAGS | {"kind"} | ONLY.keys()}
     for key, value in ONLY.items():
         if spec.get(key, value) != value:
-            raise DrbenchError(f"{kind}: {key} is supported as {value!r} only, got {spec[key]!r}; use another checkpoint")
+            raise DrbenchError(
+                f"{kind}: {key} is supported as {value!r} only, got {spec[key]!r}; use another checkpoint"
+            )
     for key, value in flags.items():
         if key not in known:
             raise DrbenchError(f"{kind} has no option {key!r}{did_you_mean(key, known)}")
