@@ -60,10 +60,8 @@ def fetchable(name: str) -> bool:
 def advice(name: str) -> str:
     """How to get what is not there."""
     about = entry(name)
-    if "train" in about:
-        return f"  goes to:  {own(name).path}\n  here:     drbench train {about['train']}" + (
-            f"\n  {about['where']}" if "where" in about else ""
-        )
+    if "make" in about:
+        return f"  goes to:  {own(name).path}\n  here:     {about['make']}"
     if item(name).path.is_file():
         return f"  here:     drbench weights convert {name}"
     return fetching.advice(item(name))
