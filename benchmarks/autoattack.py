@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 import drbench
-from benchmarks.resnets import SHARED, ResNet
+from benchmarks.resnets import SHARED, pretrained
 from drbench import data
 from drbench.api import Defense
 from drbench.attacks.presets import autoattack, member
@@ -56,7 +56,7 @@ def cases(name: str, count: int):
     else:
         images = data.load("cifar10-jpeg", "test", f"first{count}", str(SHARED / "cifar10-jpeg"))
         for depth in (20, 56):
-            yield f"ResNet-{depth}", ResNet.pretrained(depth), images, CIFAR
+            yield f"ResNet-{depth}", pretrained(depth), images, CIFAR
 
 
 def main(name: str = "digits", count: int = 50) -> None:

@@ -5,7 +5,7 @@ import torch
 
 import drbench
 from benchmarks.autoattack import both
-from benchmarks.resnets import SHARED, ResNet
+from benchmarks.resnets import SHARED, pretrained
 from drbench import data
 from drbench.api import Defense
 from drbench.attacks import evaluate, views
@@ -91,5 +91,5 @@ def test_autoattack_is_as_strong_as_torchattacks_on_a_resnet(monkeypatch):
     pytest.importorskip("torchattacks", reason="needs the extra drbench[torchattacks]")
     monkeypatch.setattr(views, "SMALLEST", 1)  # without padding: of two images it would be most of the work
     images = data.load("cifar10-jpeg", "test", "first2", str(SHARED / "cifar10-jpeg"))
-    ours, theirs = both(ResNet.pretrained(20), images, "linf", 1 / 255, queries=50)
+    ours, theirs = both(pretrained(20), images, "linf", 1 / 255, queries=50)
     assert ours.robust <= theirs.robust + 1 and ours.gradients <= theirs.gradients

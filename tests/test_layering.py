@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
     "classifiers.": (LEAVES | {"classifiers", "recipe", "training"}, {"torch", "timm", "transformers"}),
-    "checkpoints.": (LEAVES | {"checkpoints", "classifiers", "diffusion", "weights"},
+    "checkpoints.": (LEAVES | {"checkpoints", "classifiers", "diffusion", "memory", "weights"},
                      {"torch", "numpy", "safetensors", "msgpack"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),

@@ -92,4 +92,15 @@ def save(
         "role": converted.role,
         "spec": converted.spec,
     }
-    return weights.write(str(out), {prefix + key: value for key, value in converted.state.items()}, facts)
+    return weights.write(str(out), {prefix + key: value for key, value in _apart(converted.state).items()}, facts)
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each with memory of its own: safetensors refuses tensors that share theirs."""
+    apart, seen = {}, set()
+    for key, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        shared = place in seen or tensor.untyped_storage().nbytes() != tensor.nbytes
+        apart[key] = tensor.clone() if shared else tensor
+        seen.add(place)
+    return apart

@@ -13,6 +13,7 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,7 @@ from drbench.errors import DrbenchError
 
 VERSION = 6
 MAX_BYTES = 8 * 2**30
-MAX_OPERATIONS = 2_000_000  # an EDM snapshot has some ten thousand
-MAX_DEPTH = 64  # of modules in modules, and of containers in constructor arguments
+MAX_STEPS = 1_000_000  # of the stream, and of the walk over its objects; an EDM snapshot has some ten thousand
 CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 
 
@@ -67,7 +67,8 @@ def snapshot(path: str | Path, entry: str = "ema") -> Snapshot:
         network = loaded.get(entry) if isinstance(loaded, dict) else None
         if not hasattr(network, "class_name"):
             raise pickle.UnpicklingError(f"expected a dict with a network under {entry!r}")
-        return Snapshot(network.class_name, _arguments(network), dict(_tensors(network, "", 0)))
+        steps = count()
+        return Snapshot(network.class_name, _arguments(network, steps), dict(_tensors(network, "", steps)))
     except OSError as error:
         raise DrbenchError(f"cannot read {path}: {error.strerror or error}") from error
     except DrbenchError:
@@ -78,11 +79,17 @@ def snapshot(path: str | Path, entry: str = "ema") -> Snapshot:
 
 def _scan(file: io.BufferedReader) -> None:
     """Refuse what would take the memory before a name is met: false lengths, far memo places, endless streams."""
-    for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
-        if count > MAX_OPERATIONS:
-            raise pickle.UnpicklingError(f"more than {MAX_OPERATIONS} operations")
-        if "PUT" in operation.name and int(argument) > MAX_OPERATIONS:
+    steps = count()
+    for operation, argument, _ in pickletools.genops(file):
+        _step(steps)
+        if "PUT" in operation.name and int(argument) > MAX_STEPS:
             raise pickle.UnpicklingError("a memo place out of range")
+
+
+def _step(steps: Iterator[int]) -> None:
+    """Count; objects may be referred to many times over, so that a short stream is a long walk."""
+    if next(steps) > MAX_STEPS:
+        raise pickle.UnpicklingError(f"more than {MAX_STEPS} objects")
 
 
 class _Reader(pickle.Unpickler):
@@ -151,34 +158,33 @@ def _names() -> dict[str, Callable]:
     return names | {f"torch.nn.modules.container.{kind}": Node for kind in CONTAINERS}
 
 
-def _tensors(node: object, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _tensors(node: object, prefix: str, steps: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and stored buffers of a node and of those in it, under the names of a state dict."""
-    if depth > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"modules nested deeper than {MAX_DEPTH}")
     passing = node.state.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers"):
         for name, value in node.state[kind].items():
+            _step(steps)
             if value is not None and name not in passing:
-                if not isinstance(value, Tensor):
+                if type(value) is not Tensor:
                     raise pickle.UnpicklingError(f"{prefix}{name} is no tensor")
-                yield f"{prefix}{name}", value
+                yield f"{prefix}{name}", value.detach().clone()
     for name, child in node.state["_modules"].items():
+        _step(steps)
         if child is not None:
-            yield from _tensors(child, f"{prefix}{name}.", depth + 1)
+            yield from _tensors(child, f"{prefix}{name}.", steps)
 
 
-def _arguments(node: object) -> dict:
-    kwargs = _plain(node.state.get("_init_kwargs", {}), 0)
+def _arguments(node: object, steps: Iterator[int]) -> dict:
+    kwargs = _plain(node.state.get("_init_kwargs", {}), steps)
     inner = node.state["_modules"].get("model")
-    return kwargs | ({} if inner is None else {"model": _plain(inner.state.get("_init_kwargs", {}), 0)})
+    return kwargs | ({} if inner is None else {"model": _plain(inner.state.get("_init_kwargs", {}), steps)})
 
 
-def _plain(value: object, depth: int) -> object:
+def _plain(value: object, steps: Iterator[int]) -> object:
     """Numbers, strings and containers of them; of anything else its type's name."""
-    if depth > MAX_DEPTH:
-        raise pickle.UnpicklingError(f"arguments nested deeper than {MAX_DEPTH}")
+    _step(steps)
     if isinstance(value, dict):
-        return {str(key): _plain(one, depth + 1) for key, one in value.items()}
+        return {str(key): _plain(one, steps) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one, depth + 1) for one in value]
+        return [_plain(one, steps) for one in value]
     return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from drbench.classifiers.prepared import Prepared, prepared
 from drbench.errors import DrbenchError
 
+NOT_SHAPE = ("auto_map", "id2label", "label2id", "num_labels")  # of a config.json: code of others, and the classes
 INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # numbers of PIL in preprocessor_config.json
 
 
@@ -67,21 +68,23 @@ def huggingface(
     """
     found = folder_facts(config) if isinstance(config, str) else {"config": dict(config)}
     models = library("transformers")
-    plain = {key: value for key, value in found["config"].items() if key not in ("id2label", "label2id")}
+    plain = {key: value for key, value in found["config"].items() if key not in NOT_SHAPE}
     kind = plain.pop("model_type", None)
-    plain.pop("num_labels", None)
     try:
         settings = models.AutoConfig.for_model(kind, **plain, num_labels=num_classes)
-        network = models.AutoModelForImageClassification.from_config(settings)
+        network = models.AutoModelForImageClassification.from_config(settings, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         raise DrbenchError(
             f"classifier: transformers has no image classifier {kind!r} of this config: {error}"
         ) from error
     half = [0.5] * input_shape[0]
+    side = getattr(settings, "image_size", None)
+    if "resize" not in found and isinstance(side, int) and tuple(input_shape[1:]) != (side, side):
+        found["resize"] = {"size": side, "interpolation": "bilinear"}  # as processors do by default
     return prepared(
         Logits(network),
-        mean or found.get("mean") or half,
-        std or found.get("std") or half,
+        mean or found.get("mean", half),
+        std or found.get("std", half),
         resize or found.get("resize"),
     )
 

@@ -4,11 +4,11 @@
 
 writes OUT and prints the section `defense` of a benchmark file. Each FILE is the state dict of the network that was
 tuned for one noise level (.pt, .pth or .safetensors). Beside it, FILE.json holds what a state dict does not: "sigma"
-(pixel units), and optionally "heads" (width / 64), "grid" (81) and "layernorm" (true above 32 pixels).
+(pixel units), and optionally "heads" (width / 64), "grid" (81) and "layernorm" (true above 32 pixels). One file alone
+is also the format "rrcm" of `drbench.checkpoints.formats`, with these facts as its configuration.
 """
 
 import json
-import pickle
 import sys
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from drbench import weights
 from drbench.api import DrbenchError
+from drbench.checkpoints import reading
+from drbench.checkpoints.formats import Converted
 from methods.rcm.network import Classifier, ViT
 
 SIDE_CAR = {"sigma": float, "heads": int, "grid": int, "layernorm": bool}
@@ -24,7 +26,7 @@ SIDE_CAR = {"sigma": float, "heads": int, "grid": int, "layernorm": bool}
 
 def convert(files: list[Path]) -> tuple[dict[str, Tensor], dict]:
     """State dict and constructor arguments of the `RCM` that holds the networks of all files, by increasing sigma."""
-    found = sorted((_read(Path(path)) for path in files), key=lambda one: one[1])
+    found = sorted((_read(Path(path), _side_car(Path(path))) for path in files), key=lambda one: one[1])
     sigmas, first = [sigma for _, sigma, _ in found], found[0][2]
     if len(set(sigmas)) < len(sigmas):
         raise DrbenchError(f"expected one file for each noise level, got sigmas {sigmas}; correct the side-cars")
@@ -35,12 +37,17 @@ def convert(files: list[Path]) -> tuple[dict[str, Tensor], dict]:
     return state, {**first, "sigmas": sigmas, "kl_weights": [0.0] * len(sigmas)}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], float, dict]:
+def converted(path: Path, **facts) -> Converted:
+    """The `RCM` of one noise level; `facts` as in a side-car, which is read if there are none."""
+    state, sigma, args = _read(path, _checked(facts, path) if facts else _side_car(path))
+    state = {f"classifiers.0.{key}": value for key, value in state.items()}
+    return Converted(state, "defense", {**args, "sigmas": [sigma], "kl_weights": [0.0]})
+
+
+def _read(path: Path, facts: dict) -> tuple[dict[str, Tensor], float, dict]:
     """Tensors of one file under our names, its sigma, and the constructor arguments that it implies."""
-    facts = _side_car(path)
-    state = {key.removeprefix("module."): value for key, value in _load(path).items()}
     # Pre-training alone uses the projector.
-    state = {key: value for key, value in state.items() if not key.startswith("base_model.projection_head.")}
+    state = {k: v for k, v in reading.tensors(path).items() if not k.startswith("base_model.projection_head.")}
     try:
         args = _shape(state, facts)
     except (KeyError, ValueError) as error:
@@ -52,28 +59,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], float, dict]:
     with torch.device("meta"):
         encoder = ViT(tuple(args["input_shape"]), args["patch"], args["width"], args["depth"], args["heads"])
         wanted = {key: value.shape for key, value in Classifier(encoder, args["num_classes"]).state_dict().items()}
-    odd = sorted(
-        key for key in wanted.keys() | state.keys() if getattr(state.get(key), "shape", None) != wanted.get(key)
-    )
-    if odd:
-        key = odd[0]
-        raise DrbenchError(
-            f"{path}: {len(odd)} tensors are missing, superfluous or of another shape; first: {key}, expected "
-            f"{tuple(wanted.get(key, ())) or 'none'}, got {tuple(getattr(state.get(key), 'shape', ())) or 'none'}"
-        )
+    reading.match(wanted, state, path)
     return state, float(facts["sigma"]), args
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    if path.suffix == weights.SUFFIX:
-        return weights.read([weights.resolve(str(path))])
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise DrbenchError(f"{path}: not a readable file of plain tensors: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DrbenchError(f"{path}: expected a bare state dict (name -> tensor), got {type(state).__name__}")
-    return state
 
 
 def _side_car(path: Path) -> dict:
@@ -85,6 +72,10 @@ def _side_car(path: Path) -> dict:
             f'{place}: expected a JSON object such as {{"sigma": 0.5}}, because the weights do not say what noise '
             f"they were tuned for: {error}"
         ) from error
+    return _checked(facts, place)
+
+
+def _checked(facts: object, place: Path) -> dict:
     if not isinstance(facts, dict) or "sigma" not in facts or facts.keys() - SIDE_CAR.keys():
         raise DrbenchError(f"{place}: expected an object with sigma and optionally heads, grid, layernorm; got {facts}")
     for key, value in facts.items():
