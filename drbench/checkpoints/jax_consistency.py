@@ -115,7 +115,7 @@ def _renamed(arrays: Mapping[str, Tensor], spec: Mapping, where: Path) -> dict[s
         names = ", ".join(f"{key} {tuple(value.shape)}" for key, value in sorted(left.items())[:20])
         raise DrbenchError(
             f"{where}: {len(left)} of {len(arrays)} arrays are not of the NCSN++ that is expected here and cannot be "
-            f"mapped: {names}{', ...' if len(left) > 20 else ''}. Give its configuration, or use another file"
+            f"mapped: {names}{' and others' if len(left) > 20 else ''}. Give its configuration, or use another file"
         )
     return found
 
