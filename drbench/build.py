@@ -17,7 +17,8 @@ from drbench.errors import DrbenchError
 def images(config: DictConfig, split: str | None = None) -> Images:
     """The images of the config; with `split`, all images of another split of the same data set."""
     spec = config.data
-    return data.load(spec.name, split or spec.split, "all" if split else spec.subset, spec.root)
+    subset = "all" if split else spec.subset
+    return data.load(spec.name, split or spec.split, subset, spec.root, spec.preprocessing)
 
 
 def device(name: str, worker: int = 0) -> torch.device:

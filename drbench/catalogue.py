@@ -10,8 +10,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, leases, needs, protocols, record, registry, robustness, weights
+from drbench import config, data, leases, needs, protocols, record, registry, robustness, weights
 from drbench.attacks import presets
+from drbench.errors import DrbenchError
 
 
 def defenses() -> str:
@@ -81,10 +82,11 @@ def plan(cell: DictConfig) -> str:
     draws = cell.certify.n0 + cell.certify.n
     lines = [OmegaConf.to_yaml(cell).rstrip()]
     if cell.task == "certify":
-        scales, where = config.levels(cell), f"images: {cell.data.name}/{cell.data.split}/{cell.data.subset}"
+        scales = config.levels(cell)
         tried = "" if len(scales) == 1 else f" at each of at most {len(scales)} scales: {', '.join(map(str, scales))}"
         most = "" if cell.certify.mode == "fixed" else "at most "
-        lines.append(f"# {most}{draws:,} noisy draws per image{tried} ({where})")
+        lines.append(f"# {most}{draws:,} noisy draws per image{tried}")
+    lines.append(f"# images: {_images(cell.data)}")
     if cell.task == "attack" and cell.attack.attacks is None:
         for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:
             if deterministic or cell.attack.preset != "autoattack":
@@ -95,6 +97,21 @@ def plan(cell: DictConfig) -> str:
                 lines.append(f"# attacks if the defense is {kind}: {'; '.join(each.label for each in members)}")
     lines += [f"# not here: {line.strip()}" for line in needs.render(needs.missing([cell])).splitlines()]
     return "\n".join([*lines, "---"])
+
+
+def _images(spec: DictConfig) -> str:
+    """Such as "cifar10/test/first500: 500 images, 10 of 10 classes", of the files if they are at hand."""
+    name = f"{spec.name}/{spec.split}/{spec.subset}"
+    try:
+        found = data.overview(spec.name, spec.split, spec.subset, spec.root)
+    except DrbenchError as error:
+        facts = data.subsets.known(spec.name, spec.split).get(spec.subset, {})
+        expected = [f"{facts['images']:,} images"] if facts else []
+        expected += [f"{facts['classes']:,} classes"] if "classes" in facts else []
+        return f"{name}{': ' * bool(expected)}{', '.join(expected)} (not at hand: {str(error).partition(chr(10))[0]})"
+    return (
+        f"{name}: {found}{' (FEW CLASSES)' if found.few_classes else ''}, sha256 of their ids {found.ids_sha256[:12]}"
+    )
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -28,8 +28,9 @@ from drbench.recipe import Recipe
 class Data:
     name: str = "digits"
     split: str = "test"
-    subset: str = "all"  # all | firstN | everyN | ids:FILE
-    root: str | None = None  # folder of the data set's files
+    subset: str = "all"  # all | firstN | everyN | AtoB | randomNseedS | ids:FILE | a name of drbench/data/subsets.yaml
+    root: str | None = None  # folder of the data set's files; null: its sub-folder of DRBENCH_DATA
+    preprocessing: str | None = None  # ImageNet: how photographs become squares; null: resize256-crop224
 
 
 @dataclass
@@ -123,7 +124,7 @@ class Config:
     sweep: dict[str, Any] = field(default_factory=dict)
 
 
-SECTIONS = {"certify": Certify, "run": Run}
+SECTIONS = {"certify": Certify, "data": Data, "run": Run}
 PROTOCOLS = ("sound", "paper_code")
 # What does not change the numbers that are being estimated, and so is not part of a run's identity.
 NOT_IDENTITY = (
@@ -150,6 +151,7 @@ NOT_IDENTITY = (
 # Keys that are part of the identity only if they are not at their default: runs from before them keep theirs.
 LATER = {
     "certify": ("select", "sequence", "tolerance", "noise", "sampler", "bound", "rounding"),
+    "data": ("preprocessing",),
     "run": ("precision",),
 }
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.

@@ -35,7 +35,8 @@ def manifest() -> dict[str, dict]:
 def _parsed(path: Path) -> dict[str, dict]:
     if not path.is_file():
         raise DrbenchError(
-            f"no manifest of data sets {path}: drbench runs from a checkout; set DRBENCH_HOME to the folder above benchmarks/"
+            f"no manifest of data sets {path}: drbench runs from a checkout; set DRBENCH_HOME to the "
+            "folder above benchmarks/"
         )
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -53,12 +54,12 @@ def folder(name: str, root: str | Path | None) -> Path:
     if root is None and not base:
         raise DrbenchError(
             f"data {name!r} needs data.root, the folder of its files, or {VARIABLE}, a folder with the sub-folder "
-            f"{inside}; nothing is downloaded. {expected(name)}"
+            f"{inside}; nothing is downloaded.{expected(name)}"
         )
     found = Path(root) if root is not None else Path(base) / inside
     if not found.is_dir():
         by = "data.root" if root is not None else f"{VARIABLE}={base}"
-        raise DrbenchError(f"data {name!r}: no folder {found} ({by}). {expected(name)}")
+        raise DrbenchError(f"data {name!r}: no folder {found} ({by}).{expected(name)}")
     return found
 
 
@@ -67,11 +68,12 @@ def expected(name: str) -> str:
     facts = entry(name)
     groups: dict[str, list[str]] = {}
     for file in facts.get("files", []):
-        groups.setdefault(file.get("layout", ""), []).append(describe(file))
+        if "of" not in file:
+            groups.setdefault(file.get("layout", ""), []).append(describe(file))
     trees = [f"{tree['path']}/ with {tree['folders']:,} folders and {tree['files']:,} images"
              for tree in facts.get("trees", [])]  # fmt: skip
     lines = [f"{layout + ': ' if layout else ''}{', '.join(files)}" for layout, files in groups.items()] + trees
-    text = "Expected in it:" + "".join(f"\n  {line}" for line in lines) if lines else "Expected:"
+    text = "\nExpected in it:" + "".join(f"\n  {line}" for line in lines) if lines else "\nExpected:"
     return "\n".join([text, *(facts[key] for key in ("where", "source") if key in facts)])
 
 
@@ -84,7 +86,7 @@ def describe(file: dict) -> str:
 
 def missing(name: str, where: Path, what: str) -> DrbenchError:
     """The error of a data set whose folder lacks something."""
-    return DrbenchError(f"data {name!r}: {where} has no {what}. {expected(name)}")
+    return DrbenchError(f"data {name!r}: {where} has no {what}.{expected(name)}")
 
 
 def check(name: str, where: Path, path: str, everything: bool = False) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import attack_job, config, cost, protocols, record, registry, stats, stopping
+from drbench import attack_job, config, cost, data, protocols, record, registry, stats, stopping
 from drbench.api import Defense
 from drbench.certifiers import lipschitz
 from drbench.certifiers.noise import sampling
@@ -62,6 +62,8 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
     parameters = sum(p.numel() for p in defense.parameters())
     about = attack_job.engine(cell, defense) if cell.task == "attack" else engine(cell, images, defense)
     flags = ["weights as constructed: no checkpoint given"] if parameters and not checkpoints else []
+    coverage = data.coverage(images)
+    flags += [f"few classes: {coverage}"] if coverage.few_classes else []
     flags += ["estimate: means of random logits"] if not about.get("options", {}).get("exact", True) else []
     nfe = {f"{sigma:g}": cost.measured_nfe(defense, sigma) for sigma in config.levels(cell)}
     return {
@@ -92,6 +94,8 @@ def new(cell: DictConfig, identity: str, images: Images, defense: Defense, check
             "name": images.dataset,
             "subset": images.subset,
             "images": len(images),
+            "classes": [coverage.present, coverage.num_classes],
+            "ids_sha256": coverage.ids_sha256,
             "sha256": images.sha256,
             "shape": list(images.shape),
             "ids": list(images.ids),

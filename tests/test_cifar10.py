@@ -58,8 +58,8 @@ def few_images(monkeypatch):
     """Trainings read and are measured on 32 images: all of a split take a minute each time."""
     load = data.load
 
-    def load_few(name, split, subset, root):
-        return load(name, split, "first32" if subset == "all" else subset, root)
+    def load_few(name, split, subset, root, preprocessing):
+        return load(name, split, "first32" if subset == "all" else subset, root, preprocessing)
 
     monkeypatch.setattr(data, "load", load_few)
     monkeypatch.setattr(fitting, "VALIDATION_ROWS", 32)

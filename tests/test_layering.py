@@ -67,7 +67,8 @@ MAY_IMPORT = {
                   {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
-    "catalogue": ({"attacks", "config", "leases", "needs", "protocols", "record", "registry", "robustness", "weights"},
+    "catalogue": ({"attacks", "config", "data", "errors", "leases", "needs", "protocols", "record", "registry"}
+                  | {"robustness", "weights"},
                   {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
     "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
@@ -83,7 +84,7 @@ MAY_IMPORT = {
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers", "yaml"}),
-    "data.": (LEAVES | {"data"}, {"torch", "numpy", "sklearn", "pyarrow", "PIL"}),
+    "data.": (LEAVES | {"data", "datasets"}, {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drbench.data.source import Source
 from drbench.errors import DrbenchError
 
 PER_CLASS = {"test": 50, "validation": 20}  # the rest, 1,097 images, trains
@@ -18,14 +19,12 @@ PER_CLASS = {"test": 50, "validation": 20}  # the rest, 1,097 images, trains
 TEST_SHA256 = "1558bfb9aca666e87f4e36e483d4b957a106c7c32dffc41970888c008f2dade9"
 
 
-def open_split(split: str, root: Path | None = None, name: str = "digits"):
+def open_split(split: str, root: Path | None = None, name: str = "digits") -> Source:
     """Source of a fixed, stratified split: "train" (1,097), "validation" (200), "test" (500); ids are row numbers.
 
     The classes take turns, so that `firstN` is balanced for every multiple of ten (in test and validation).
     """
     from sklearn.datasets import load_digits
-
-    from drbench.data import Source
 
     pixels, labels = load_digits(return_X_y=True)
     pixels = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)

@@ -130,12 +130,12 @@ def test_identity_of_a_gaussian_run_knows_nothing_of_cascades():
 def test_later_keys_are_part_of_the_identity_only_off_their_defaults(tmp_path):
     path = write(tmp_path, "defense: {name: constant}")
     (plain,) = config.load(path)
-    sections = {"certify": config.Certify(), "run": config.Run()}
+    sections = {name: section() for name, section in config.SECTIONS.items()}
     given = [f"{part}.{key}={getattr(sections[part], key)}" for part, keys in config.LATER.items() for key in keys]
     (same,) = config.load(path, [word.replace("None", "null") for word in given])
     assert config.identity(plain, []) == config.identity(same, [])
     changes = ["certify.select=label", "certify.noise=uniform", "certify.sampler=grid", "certify.bound=randomized",
-               "certify.rounding=decimal4", "run.precision=bfloat16"]  # fmt: skip
+               "certify.rounding=decimal4", "run.precision=bfloat16", "data.preprocessing=box64"]  # fmt: skip
     early = [["certify.mode=hybrid", *words] for words in ([], ["certify.sequence=union"], ["certify.tolerance=0.02"])]
     others = [config.load(path, words)[0] for words in ([], *([change] for change in changes), *early)]
     assert len({config.identity(cell, []) for cell in others}) == len(others)

@@ -1,0 +1,63 @@
+"""ImageNet, parts of it, ImageNet-A and ImageNet-R from folders of image files. Nothing is downloaded.
+
+Sources: O. Russakovsky et al. 2015, arXiv 1409.0575; D. Hendrycks et al., "Natural adversarial examples", arXiv
+1907.07174 (A); "The many faces of robustness", arXiv 2006.16241 (R).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from drbench import datasets
+from drbench.data import decoding, folders
+from drbench.data.folders import File
+from drbench.data.preprocessing import get as square
+from drbench.data.source import Source, unit
+from drbench.errors import DrbenchError
+
+
+def open_split(split: str, root: str | Path | None, name: str = "imagenet", preprocessing: str | None = None) -> Source:
+    """Source of a split; classes are numbered by the rank of their WordNet id.
+
+    "imagenet" has "val" (50,000) and "train" (1,281,167), "imagenet-sample" any folder that is there, with the classes
+    of the 1,000; their ids are file names without suffix. "imagenet-a" and "imagenet-r" have "test"; their 200 classes
+    are numbered among themselves, `within` has their numbers among the 1,000; ids are folder/file.
+    """
+    made = square(preprocessing)
+    shifted = name in ("imagenet-a", "imagenet-r")
+    splits = ("test",) if shifted else ("val", "train")
+    if split not in splits and name != "imagenet-sample":
+        raise DrbenchError(f"unknown split {split!r} of {name}; available: {', '.join(splits)}")
+    if Path(split).name != split:
+        raise DrbenchError(f"{name}: expected the name of a folder as split, such as val, got {split!r}")
+    path = name if shifted else split
+    where = datasets.folder(name, root) / path
+    files = folders.listed(name, where)
+    tree = next((tree for tree in datasets.entry(name).get("trees", []) if tree["path"] == path), None)
+    if tree:
+        folders.require_counts(name, where, files, tree)
+        _require_names(name, where, files, tree)
+    classes = [folders.number(file.wnid) for file in files]
+    within = tuple(sorted(set(classes))) if shifted else None
+    rank = {c: i for i, c in enumerate(within or range(1000))}
+
+    def read(position: int) -> np.ndarray:
+        image = decoding.decode(files[position].path, f"data {name!r}: {files[position].path}")
+        return unit(np.asarray(made.make(image)))
+
+    ids = [f"{file.wnid}/{file.path.stem}" if shifted else file.path.stem for file in files]
+    if len(set(ids)) < len(ids):
+        raise DrbenchError(f"data {name!r}: two files below {where} have the same name; names are the images' ids")
+    return Source(ids, [rank[c] for c in classes], len(rank), (3, made.side, made.side), read, within)
+
+
+def _require_names(name: str, where: Path, files: list[File], tree: dict) -> None:
+    """Each image must lie in the folder of its published label."""
+    names = datasets.names_digest(f"{file.wnid}/{file.path.stem}" for file in files)
+    if tree.get("names_sha256", names) != names:
+        raise DrbenchError(
+            f"data {name!r}: the images in {where} are not in the folders of their published labels, or have other "
+            "names; sort them into folders again"
+        )
