@@ -1,14 +1,13 @@
 """How long the runs of a benchmark file take on a GPU: counted operations over an assumed rate.
 
-benchmarks/effort.yaml holds the operations of one noisy draw, counted by `python -m benchmarks.effort`: they depend on no
-device. `drbench plan` measures hours on the machine at hand instead.
+benchmarks/effort.yaml holds the operations of one noisy draw, counted by `python -m benchmarks.effort`: they depend on
+no device. `drbench plan` measures hours on the machine at hand instead. No torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
 from omegaconf import DictConfig
 
 from drbench import config, datasets, places
@@ -16,15 +15,14 @@ from drbench.attacks.presets import BUDGET
 from drbench.data.subsets import choose
 
 # Effective rate of an A100 in float32 with TF32, as published speeds imply: 53 s an image of 100,100 calls of RCM-B (67
-# TFLOP/s, A800), 825 draws a second of denoised smoothing on CIFAR-10 (47 TFLOP/s).
+# TFLOP/s, A800), 825 draws a second of denoised smoothing on CIFAR-10 (43 TFLOP/s, A100).
 RATE = 50e12  # floating-point operations a second
 BACKWARD = 2  # a gradient costs that many further forward passes
 
 
 def counted() -> dict[str, dict]:
     """Defense and variant -> noise level -> GFLOP of a draw."""
-    path = places.home() / "benchmarks" / "effort.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return places.manifest("effort.yaml")
 
 
 def key(cell: DictConfig) -> str:

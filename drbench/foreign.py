@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from drbench import fetching, places
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.fetching import Item
@@ -21,8 +19,7 @@ FACTS = ("url", "hub", "bytes", "sha256", "where", "licence")  # of the manifest
 
 def manifest() -> dict[str, dict]:
     """name -> entry, see the head of the file."""
-    path = places.home() / "benchmarks" / "foreign.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+    return places.manifest("foreign.yaml")
 
 
 def entry(name: str) -> dict:

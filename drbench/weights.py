@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import yaml
 
-from drbench import fetching, foreign
+from drbench import fetching, foreign, places
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.places import home
 
@@ -39,8 +39,7 @@ def manifest_path() -> Path:
 
 def manifest() -> dict[str, dict]:
     """name -> entry with at least `file` (relative to the manifest) and `sha256`."""
-    path = manifest_path()
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    return places.manifest("checkpoints.yaml")
 
 
 def resolve(name: str) -> Weights:

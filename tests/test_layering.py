@@ -38,14 +38,18 @@ MAY_IMPORT = {
     "registry": (LEAVES, set()),
     "protocols": (LEAVES, {"yaml"}),
     "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
-    "places": (set(), set()),
+    "places": (set(), {"yaml"}),
     "download": (LEAVES | {"progress"}, set()),
     "fetching": (LEAVES | {"download"}, {"filelock", "huggingface_hub"}),
-    "foreign": (LEAVES | {"checkpoints", "fetching", "places"}, {"yaml"}),
+    "foreign": (LEAVES | {"checkpoints", "fetching", "places"}, set()),
     "weights": (LEAVES | {"fetching", "foreign", "places"}, {"yaml", "safetensors", "torch"}),
     "datasets": (LEAVES | {"weights"}, {"yaml"}),
     "data_files": (LEAVES | {"datasets", "fetching"}, set()),
     "stock": (LEAVES | {"data_files", "datasets", "fetching", "foreign"}, set()),
+    "effort": ({"attacks", "config", "data", "datasets", "places"}, {"omegaconf"}),
+    "reproduce": (LEAVES
+                  | {"config", "effort", "needs", "places", "published", "record", "robust_tables", "runner", "summary"}
+                  | {"tables"}, {"omegaconf"}),
     "needs": (LEAVES | {"data_files", "foreign", "weights"}, {"omegaconf"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
@@ -113,15 +117,15 @@ MAY_IMPORT = {
         {"torch", "omegaconf"},
     ),
     "planning": (
-        LEAVES
-        | {"api", "build", "certifiers", "config", "cost", "data", "datasets", "evidence", "execution", "header", "jobs"}
+        {"api", "build", "certifiers", "config", "cost", "data", "datasets", "evidence", "execution", "header", "jobs"}
         | {"needs", "record", "stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
         | {"audit_job", "catalogue", "compact", "compare", "config", "fitting", "halting", "logs", "pareto"}
-        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "robust_plots", "robust_tables"}
+        | {"pareto_plot", "planning", "plots", "published", "record", "registry", "reproduce", "robust_plots"}
+        | {"robust_tables"}
         | {"runner", "share_plot", "stock", "summary", "tables", "testing", "verify", "weights"},
         set(),
     ),
