@@ -282,7 +282,7 @@ def _unnamed(key: str, values, named: Sequence[str]):
 
 def _without(key: str, value: dict, named: Sequence[str]) -> dict:
     kept = {k: _without(f"{key}.{k}", v, named) if isinstance(v, dict) else v for k, v in value.items()}
-    return {k: v for k, v in kept.items() if f"{key}.{k}" not in named}
+    return {k: v for k, v in kept.items() if f"{key}.{k}" not in named and v != {}}
 
 
 def _listed(path, key: str, values) -> list:
