@@ -40,7 +40,11 @@ def shrink(cell):
     if "likelihood" in args:
         args.likelihood.steps = 1
     cell.defense.checkpoint = []
-    cell.data.name, cell.data.subset, cell.data.root = "cifar10-jpeg", "first2", str((SHARED / "cifar10-jpeg").resolve())
+    cell.data.name, cell.data.subset, cell.data.root = (
+        "cifar10-jpeg",
+        "first2",
+        str((SHARED / "cifar10-jpeg").resolve()),
+    )
     cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 20, 10, 32
     cell.attack.evaluations, cell.attack.select, cell.attack.worst_of, cell.attack.audit = 2, 1, 1, 0
     for attack in cell.attack.attacks or []:
