@@ -23,13 +23,13 @@ from drbench.memory import parameters_elsewhere
 HEAD = (
     "# GFLOP of one noisy draw, by data set, defense, variant and noise level. Written by python -m benchmarks.effort\n"
 )
-FEW = {"steps": 1, "votes": 1, "nodes": 1}  # arguments that only say how often a network is called
+FEW = {"steps": 1, "votes": 1, "nodes": 4}  # arguments that only say how often a network is called
 
 
 def main() -> None:
     path, counted = places.home() / "benchmarks" / "effort.yaml", deepcopy(effort.counted())
     rows: dict[str, list[DictConfig]] = {}
-    for cell in (cell for key in reproduce.keys() for cell in reproduce.cells(key)):
+    for cell in (cell for key in list(reproduce.keys()) for cell in reproduce.cells(key)):
         rows.setdefault(effort.key(cell), []).append(cell)
     for key, cells in rows.items():
         levels, wanted = counted.setdefault(key, {}), {sigma for cell in cells for sigma in config.levels(cell)}

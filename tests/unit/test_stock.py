@@ -27,7 +27,8 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "home" / "benchmarks" / "foreign.yaml").write_text(yaml.safe_dump(entries))
     sets = {
         "pair": {"title": "Pair", "licence": "-", "splits": {"test": 5}, "files": [
-            {"path": "a.bin", "layout": "one"}, {"path": "b.bin", "layout": "one"}, {"path": "c.bin", "layout": "two"}]},
+            {"path": "a.bin", "layout": "one"}, {"path": "b.bin", "layout": "one"},
+            {"path": "c.bin", "layout": "two"}]},
         "packed": {"title": "Packed", "licence": "-", "where": "somewhere", "files": [
             {"path": "all.tar", "unpack": True}, {"path": "x.bin", "of": "all.tar"}]},
     }  # fmt: skip
