@@ -24,7 +24,7 @@ SMALL = {
     "timm": {"arch": "vit_tiny_patch16_224", "depth": 1},
     "wide_resnet": {"depth": 10, "widen": 1},
 }  # fmt: skip
-SMALL_ARGS = {"steps": 2, "votes": 2, "nodes": 2, "width": 32, "depth": 1, "heads": 2}
+SMALL_ARGS = {"steps": 2, "votes": 2, "nodes": 4, "width": 32, "depth": 1, "heads": 2}
 
 
 def shrink(cell):
