@@ -10,14 +10,18 @@ FEW_RUNS = $(wildcard results/digits/full/runs/diffusion_classifier*)
 RUNS = $(filter-out $(FEW_RUNS),$(wildcard results/digits/full/runs/*))
 ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
+PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
+  rdc-cifar10 ndc-cifar10
+TABLES := $(PAPERS) cost digits
 .DEFAULT_GOAL := help
-.PHONY: help setup digits digits-full train-digits train-multiscale train-rcm train-rcm-seeds rcm-ablation \
-  train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench figures \
-  readme gallery verify report clean
+.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full train-digits train-multiscale train-rcm \
+  train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench \
+  figures readme gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 	@echo "check-NAME      conformance suite of one defense"
+	@echo "table-NAME      a paper's table: what is missing, the runs that can be made, the table: $(TABLES)"
 
 setup: $(BIN)/.installed  ## virtual environment in .venv, with drbench installed in it
 
@@ -40,6 +44,16 @@ digits-full: setup  ## the same on all 500 test images, with more draws (an hour
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) run.executor=processes --out results/digits/full
 	$(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full
 	$(MAKE) figures
+
+tables: $(TABLES:%=table-%)  ## every paper's table, as far as weights and data are here
+
+table-digits: digits
+
+table-cost: setup
+	$(BIN)/drbench reproduce rcm-cost
+
+$(PAPERS:%=table-%): table-%: setup
+	$(BIN)/drbench reproduce $*
 
 train-digits: setup  ## train the shipped weights from scratch
 	$(BIN)/drbench train benchmarks/digits/train/classifier.yaml

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, data, leases, protocols, record, registry, robustness, weights
+from drbench import config, data, leases, needs, protocols, record, registry, robustness, weights
 from drbench.attacks import presets
 from drbench.errors import DrbenchError
 
@@ -95,6 +95,7 @@ def plan(cell: DictConfig) -> str:
                 )
                 kind = "deterministic" if deterministic else "randomised"
                 lines.append(f"# attacks if the defense is {kind}: {'; '.join(each.label for each in members)}")
+    lines += [f"# not here: {line.strip()}" for line in needs.render(needs.missing([cell])).splitlines()]
     return "\n".join([*lines, "---"])
 
 

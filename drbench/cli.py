@@ -35,6 +35,11 @@ EXAMPLES = {
     "compact": "drbench compact results/digits/full/runs",
     "export": "drbench export RUN > log.tsv\n  drbench export RUN --compat > log.tsv",
     "report": "drbench report results/digits/full\n  drbench report results/digits/full/runs/rcm-seed_0 --out rcm.html",
+    "reproduce": "drbench reproduce rcm-cifar10\n  drbench reproduce multiscale-cifar10 certify.n=1000 --limit 20",
+    "weights": "drbench weights list\n  drbench weights fetch openai/cifar10-uncond-50M\n"
+    "  drbench weights add ~/Downloads/edm-cifar10-32x32-cond-vp.pkl",
+    "data": "drbench data list\n  drbench data fetch cifar10\n"
+    "  drbench data add ~/Downloads/cifar-10-python.tar.gz --link",
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
@@ -144,6 +149,22 @@ def parser() -> argparse.ArgumentParser:
     made = verb("export", "a run as a log of Cohen et al. 2019, tab separated")
     made.add_argument("run", type=Path, metavar="RUN")
     made.add_argument("--compat", action="store_true", help="radii with 3 significant digits, rounded to nearest")
+    made = verb("reproduce", "a table of a paper: what is missing, the runs that can be made, the table")
+    made.add_argument("items", nargs="+", metavar="KEY|KEY=VALUE", help="key of the table, or `list`; and overrides")
+    made.add_argument("--out", type=Path, help="parent of runs/ and of the table (default: results/<data set>)")
+    made.add_argument("--limit", type=_positive, help="only the first N images; marks the results partial")
+    _add_options(made)
+    for name, actions in (("weights", ("list", "fetch", "add", "convert", "verify")),
+                          ("data", ("list", "fetch", "add", "verify"))):  # fmt: skip
+        made = verb(name, f"{name} of others: where they are, bring them here; only `fetch` uses the network")
+        made.add_argument("do", choices=actions, help="what to do; add takes over a local file")
+        made.add_argument("names", nargs="*", metavar="NAME|FILE", help="names of the list, or files for add")
+        made.add_argument("--name", help="add: what the file is, if its file name does not say it")
+        made.add_argument("--link", action="store_true", help="add: a symbolic link instead of a copy")
+        if name == "weights":
+            made.add_argument("--revision", metavar="COMMIT", help="fetch: 40 digits, where the list pins none")
+        else:
+            made.add_argument("--layout", help="fetch: which of a data set's layouts")
     verb("check", "conformance suite of one defense").add_argument("name")
     return top
 
@@ -454,6 +475,31 @@ def _export(args) -> None:
     from drbench import logs, record
 
     print(logs.cohen_tsv(record.read(args.run), args.compat), end="")
+
+
+def _reproduce(args) -> None:
+    from drbench import reproduce
+
+    key, *overrides = sorted(args.items, key=lambda item: "=" in item)
+    if key == "list":
+        print("\n".join(f"{key}: {' '.join(files)}" for key, files in reproduce.keys().items()))
+        return
+    for line in reproduce.reproduce(key, overrides, args.out, _options(args)):
+        print(line, flush=True)
+
+
+def _weights(args) -> None:
+    from drbench import stock
+
+    for line in stock.weights(args.do, args.names, args.name, args.revision, args.link):
+        print(line, flush=True)
+
+
+def _data(args) -> None:
+    from drbench import stock
+
+    for line in stock.data(args.do, args.names, args.name, args.layout, args.link):
+        print(line, flush=True)
 
 
 def _check(args) -> int:

@@ -276,8 +276,13 @@ def _unnamed(key: str, values, named: Sequence[str]):
     """Swept mappings, e.g. {norm: l2, eps: 0.5} of `attack`, without the keys that overrides name; each once."""
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         return values
-    left = [{k: v for k, v in value.items() if f"{key}.{k}" not in named} for value in values]
+    left = [_without(key, value, named) for value in values]
     return [value for i, value in enumerate(left) if value not in left[:i]]
+
+
+def _without(key: str, value: dict, named: Sequence[str]) -> dict:
+    kept = {k: _without(f"{key}.{k}", v, named) if isinstance(v, dict) else v for k, v in value.items()}
+    return {k: v for k, v in kept.items() if f"{key}.{k}" not in named and v != {}}
 
 
 def _listed(path, key: str, values) -> list:

@@ -1,7 +1,7 @@
 """What a sweep will cost, measured before it runs: rows, network evaluations, time, memory, disk.
 
 Two warm batches of real noisy images are timed in the engine. Their votes also tell, roughly, how soon a mode that
-stops early would stop.
+stops early would stop. Weights and images that are not here are replaced by random ones: they take the same time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from drbench import build, config, cost, execution, header, record, stats, stopping
+from drbench import build, config, cost, datasets, execution, header, needs, record, stats, stopping
 from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
 from drbench.certifiers.batching import Forward, find_batch_rows, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.data import Images
+from drbench.data.subsets import choose, label
 from drbench.evidence import Stage
 from drbench.jobs import prepare
 from drbench.record import Row
@@ -42,6 +43,7 @@ class Cost(NamedTuple):
     memory: float  # bytes, peak of the process or of the accelerator
     disk: float  # bytes
     pilot: int  # images behind the estimate of early_rows
+    random: str = ""  # "data", "weights" or both, that were not here
 
 
 def measure(cells: Sequence[DictConfig]) -> list[Cost]:
@@ -51,10 +53,10 @@ def measure(cells: Sequence[DictConfig]) -> list[Cost]:
 
 
 def _measure(cell: DictConfig, resident: dict) -> Cost:
-    images, spec = build.images(cell), cell.certify
-    defense, batch_rows = prepare(cell, images, resident), cell.run.batch_rows
+    cell, images, count, absent = _stand_ins(cell)
+    spec, defense, batch_rows = cell.certify, prepare(cell, images, resident), cell.run.batch_rows
     if batch_rows == "auto":
-        batch_rows = find_batch_rows(defense, spec.sigma, len(images) * (spec.n0 + spec.n))
+        batch_rows = find_batch_rows(defense, spec.sigma, count * (spec.n0 + spec.n))
     if cell.run.compile:
         execution.compile_networks(defense, cell.run.cuda_graphs)
     engine, scales = header.engine(cell, images, defense), config.levels(cell)
@@ -63,18 +65,37 @@ def _measure(cell: DictConfig, resident: dict) -> Cost:
     for sigma in scales:
         pilot, rate = _pilot(defense, images, engine, sigma, batch_rows)
         memory = max(memory, _peak(defense))
-        seconds += len(images) * per_image / rate
+        seconds += count * per_image / rate
         calls += sum(cost.measured_nfe(defense, sigma).values())
     early = float("nan")
-    if spec.kind == "gaussian":
+    if spec.kind == "gaussian" and not absent:
         early = engine["n0"] + _expected_draws(cell, pilot)
     line = _line(engine, scales, images)
     name = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     return Cost(
-        name, ", ".join(f"{sigma:g}" for sigma in scales), len(images), len(images) * per_image * len(scales),
-        len(images) * per_image * calls, seconds, len(images) * early, seconds * early / per_image, memory,
-        len(images) * line, len(pilot),
+        name, ", ".join(f"{sigma:g}" for sigma in scales), count, count * per_image * len(scales),
+        count * per_image * calls, seconds, count * early, seconds * early / per_image, memory,
+        count * line, len(pilot), absent,
     )  # fmt: skip
+
+
+def _stand_ins(cell: DictConfig) -> tuple[DictConfig, Images, int, str]:
+    """The cell without weights that are not here, its images or random ones, how many it asks for, what is random."""
+    absent = sorted({need.kind for need in needs.missing([cell])})
+    if "weights" in absent:
+        cell = cell.copy()
+        cell.defense.checkpoint = []
+    if "data" not in absent:
+        images = build.images(cell)
+        return cell, images, len(images), " and ".join(absent)
+    about = datasets.entry(cell.data.name)
+    if cell.data.split not in about.get("splits", {}):
+        needs.require([cell])
+    everything = choose(cell.data.subset, range(about["splits"][cell.data.split]))
+    ids, count = everything[:MOST_IMAGES], len(everything)
+    x = torch.rand(len(ids), *about["shape"], generator=torch.Generator().manual_seed(0))
+    y, subset = torch.zeros(len(ids), dtype=torch.int64), label(cell.data.split, cell.data.subset)
+    return cell, Images(x, y, tuple(ids), cell.data.name, subset, about["classes"]), count, " and ".join(absent)
 
 
 def _pilot(defense: Defense, images: Images, engine: dict, sigma: float, batch_rows: int) -> tuple[list, float]:
@@ -137,6 +158,8 @@ def render(costs: Sequence[Cost]) -> str:
         "mode and are left out of its sum.\n"
         "MEMORY: peak of this process, or reserved on the accelerator."
     )
+    absent = dict.fromkeys(f"{each.random} of {each.name}" for each in costs if each.random)
+    notes += "".join(f"\nNot here, and replaced by random ones: {each}." for each in absent)
     text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
     return "\n".join([*text, notes])
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import yaml
 from pandas import DataFrame
 
-from drbench import protocols, stats, summary
+from drbench import measured, protocols, stats, summary
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.measured import Known, Measured
 from drbench.record import Run
+from drbench.saving import save
+from drbench.tables import TEX
 
 COLUMNS = [
     "paper", "table", "dataset", "norm", "method", "variant", "sigma", "radius", "metric", "value", "provenance",
@@ -32,7 +34,6 @@ PROVENANCE = {
     "aggregator": "leaderboard or collection",
 }
 MEASURED = ["run", "measured", "ci_low", "ci_high", "images", "difference", "verdict", "differs_in"]
-METRICS = ("certified_accuracy", "average_certified_radius")  # that certification runs measure
 BEST = ("best", "")  # sigma of rows that print the best level of each radius, or none
 VERDICTS = ("agrees", "differs", "protocol differs", "not measured")
 
@@ -81,9 +82,7 @@ def beside(folder: Path, key: str, runs: Sequence[Run]) -> DataFrame:
         of draws, level or images are not the paper's, whatever the numbers.
     """
     published, about = load(folder, key), papers(folder)[key]
-    known = [
-        _Known(run, summary.certified(run, "l2")) for run in runs if run.rows and "certifier" in run.header["engine"]
-    ]
+    known = [found for run in runs if (found := measured.known(run))]
     found = [
         {**row, **line}
         for row in published.to_dict("records")
@@ -92,52 +91,31 @@ def beside(folder: Path, key: str, runs: Sequence[Run]) -> DataFrame:
     return DataFrame(found, columns=[*COLUMNS, *MEASURED])
 
 
-class _Known(NamedTuple):
-    """A run, and its certificates in l2."""
-
-    run: Run
-    images: DataFrame
-
-    @property
-    def method(self) -> tuple[str, str]:
-        return self.run.header["defense"]["name"], self.run.header["defense"]["variant"]
-
-    def share(self, radius: float) -> float:
-        return float((self.images["correct"] & (self.images["radius"] >= radius)).mean())
-
-    def measure(self, metric: str, radius: float | None) -> tuple[float, float, float]:
-        """Value and 95 % interval for the choice of images; shares in percent."""
-        if metric == "average_certified_radius":
-            radii = self.images["radius"].where(self.images["correct"], 0.0)
-            return (float(radii.mean()), *stats.bootstrap_mean(radii))
-        share, count = self.share(radius), len(self.images)
-        low, high = stats.interval(round(share * count), count)
-        return 100 * share, 100 * low, 100 * high
-
-
-def _lines(row: Mapping, about: Mapping, known: Sequence[_Known]) -> Iterator[dict]:
+def _lines(row: Mapping, about: Mapping, known: Sequence[Known]) -> Iterator[dict]:
     """What our runs say about one published row."""
     radius = _number(row["radius"])
-    if row["metric"] not in METRICS or row["norm"] != "l2" or (row["metric"] == METRICS[0] and radius is None):
-        return
     stands_for = {name.partition(" ")[::2] for name in about["methods"].get(row["method"], [])}
     ours = [
-        each
+        (each, value)
         for each in known
         if each.run.header["data"]["name"] == row["dataset"]
         and (each.method in stands_for or (each.method[0], "") in stands_for)
+        and (value := each.measure(row, radius))
     ]
-    if row["sigma"] not in BEST:
-        ours = [each for each in ours if _same_levels(row["sigma"], each.run.header["engine"])]
-        yield from (_line(row, about, each, radius, []) for each in ours)
+    if row["sigma"] not in BEST or row["metric"] in measured.COSTS or any(each.images is None for each, _ in ours):
+        ours = [
+            each for each in ours if row["sigma"] in BEST or _same_levels(row["sigma"], each[0].run.header["engine"])
+        ]
+        timed = ["on another device"] if row["metric"] in measured.SECONDS else []
+        yield from (_line(row, about, each, value, timed) for each, value in ours)
         return
-    for method in sorted({each.method for each in ours}):  # of each method the run that certifies most there
-        levels = [each for each in ours if each.method == method]
-        best = max(levels, key=lambda each: each.share(radius or 0.0))
-        yield _line(row, about, best, radius, _missing_levels(about.get("protocol"), levels))
+    for method in sorted({each.method for each, _ in ours}):  # of each method the run with the largest number
+        levels = [one for one in ours if one[0].method == method]
+        each, value = max(levels, key=lambda one: one[1][0])
+        yield _line(row, about, each, value, _missing_levels(about.get("protocol"), [one for one, _ in levels]))
 
 
-def _missing_levels(protocol: str | None, ours: Sequence[_Known]) -> list[str]:
+def _missing_levels(protocol: str | None, ours: Sequence[Known]) -> list[str]:
     """Noise levels of the protocol among which the paper chose the best, and which were not run."""
     if protocol is None:
         return []
@@ -146,15 +124,15 @@ def _missing_levels(protocol: str | None, ours: Sequence[_Known]) -> list[str]:
     return [f"best without sigma = {', '.join(f'{level:g}' for level in sorted(missing))}"] if missing else []
 
 
-def _line(row: Mapping, about: Mapping, ours: _Known, radius: float | None, differs: list[str]) -> dict:
-    measured, low, high = ours.measure(row["metric"], radius)
+def _line(row: Mapping, about: Mapping, ours: Known, found: Measured, differs: list[str]) -> dict:
+    measured, low, high = found
     value, digits = float(row["value"]), len(row["value"].partition(".")[2])
     printed, differs = 0.5 * 10**-digits, differs + differences(about.get("protocol"), ours.run)
     inside = low - printed <= value <= high + printed
     verdict = "protocol differs" if differs else "agrees" if inside else "differs"
     return {
         "run": summary.place(ours.run), "measured": measured, "ci_low": low, "ci_high": high,
-        "images": len(ours.images), "difference": measured - value, "verdict": verdict,
+        "images": ours.count, "difference": measured - value, "verdict": verdict,
         "differs_in": "; ".join(differs),
     }  # fmt: skip
 
@@ -165,6 +143,8 @@ def differences(protocol: str | None, run: Run) -> list[str]:
     if protocol is None:
         return found
     engine, data = run.header["engine"], run.header["data"]
+    if run.task == "attack":
+        return found
     preset = protocols.preset(protocol, data["name"])
     for key in ("n0", "n", "alpha"):
         wanted = preset["certify"].get(key)
@@ -216,10 +196,17 @@ def render(frame: DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(frame: DataFrame, stem: Path) -> list[Path]:
-    """`stem`.md and `stem`.csv."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    markdown, csv = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.csv")
-    markdown.write_text(render(frame), encoding="utf-8")
-    frame.to_csv(csv, index=False)
-    return [markdown, csv]
+def render_latex(frame: DataFrame) -> str:
+    """The measured rows as a LaTeX table (package booktabs)."""
+    lines = [r"\begin{tabular}{lllrrr}", r"\toprule", r"method & $\sigma$ & radius & published & measured & 95\,\% \\",
+             r"\midrule"]  # fmt: skip
+    for row in frame[frame["verdict"] != "not measured"].to_dict("records"):
+        cells = (f"{row['method']} {row['variant']}".strip(), row["sigma"], row["radius"], row["value"],
+                 f"{row['measured']:.4g}", f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]")  # fmt: skip
+        lines.append(" & ".join(str(cell).translate(TEX) for cell in cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def write(frame: DataFrame, stem: Path, further: str = "") -> list[Path]:
+    """`stem`.md, with `further` at its end, `stem`.csv and `stem`.tex."""
+    return save(stem, frame, render(frame) + further, render_latex(frame))

@@ -24,6 +24,7 @@ from drbench import (
     executors,
     header,
     leases,
+    needs,
     norms,
     record,
     registry,
@@ -107,8 +108,9 @@ def run(
             raise DrbenchError(f"expected files of task certify or attack, got one of task {cell.task!r}: "
                                f"use `drbench {cell.task}`")  # fmt: skip
         registry.check_args(cell.defense.name, registry.find(cell.defense.name), cell.defense.args)
-        for name in cell.defense.checkpoint:
-            weights.resolve(name)
+    needs.require(cells)
+    for name in dict.fromkeys(name for cell in cells for name in cell.defense.checkpoint):
+        weights.resolve(name)
     if any(cell.run.executor == "slurm" for cell in cells):
         _run_jobs(cells, out, options)
     crew = _Crew()

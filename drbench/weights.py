@@ -1,6 +1,7 @@
 """Weights on disk: the manifest, hashes before parsing, safetensors only.
 
-A checkpoint is named in `benchmarks/checkpoints.yaml` or given as a path. The module needs torch only to read tensors.
+A checkpoint is named in benchmarks/checkpoints.yaml (shipped) or foreign.yaml (see `drbench.foreign`), or given as a
+path. The module needs torch only to read tensors.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
+from drbench import fetching, foreign, places
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.places import home
 
 SUFFIX = ".safetensors"
+LARGE = 64 * 2**20  # bytes
 HEADER = "# Weights that ship with the project. Written by `drbench train`; figures are on validation images.\n"
 
 
@@ -28,47 +33,66 @@ class Weights(NamedTuple):
     sha256: str
 
 
-def home() -> Path:
-    """Folder that holds `benchmarks/`: DRBENCH_HOME, or the project that this package runs from."""
-    return Path(os.environ.get("DRBENCH_HOME") or Path(__file__).resolve().parents[1])
-
-
 def manifest_path() -> Path:
     return home() / "benchmarks" / "checkpoints.yaml"
 
 
 def manifest() -> dict[str, dict]:
     """name -> entry with at least `file` (relative to the manifest) and `sha256`."""
-    path = manifest_path()
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    return places.manifest("checkpoints.yaml")
 
 
 def resolve(name: str) -> Weights:
     """Find a checkpoint by manifest name or path, and verify its hash before anything parses it."""
-    entries = manifest()
-    if name in entries:
-        path, expected = manifest_path().parent / entries[name]["file"], entries[name]["sha256"]
-    elif name.endswith(SUFFIX):
-        path, expected = Path(name), None
-    else:
+    entries, others = manifest(), foreign.manifest()
+    path = place(name)
+    if path is None:
         raise DrbenchError(
-            f"unknown checkpoint {name!r}: expected a name in {manifest_path().name} or a path that ends "
-            f"in .safetensors{did_you_mean(name, entries)}"
+            f"unknown checkpoint {name!r}: expected a name in {manifest_path().name} or foreign.yaml, or a path that "
+            f"ends in .safetensors{did_you_mean(name, [*entries, *others])}"
         )
+    if name in entries:
+        expected, command = entries[name]["sha256"], entries[name].get("command", "drbench train")
+    elif name in others:
+        if not path.is_file():
+            raise DrbenchError(f"weights {name} are not here\n{foreign.advice(name)}")
+        known, command = fetching.seen(foreign.own(name)), foreign.command(name)
+        expected = known and known.content.sha256
+    else:
+        expected, command = None, "drbench train"
     try:
-        actual = sha256_of(path)
+        actual = _hash(path)
     except OSError as error:
         raise DrbenchError(
-            f"checkpoint {name}: cannot read {path}: {error.strerror}; "
-            f"train it with: {entries.get(name, {}).get('command', 'drbench train')}"
+            f"checkpoint {name}: cannot read {path}: {error.strerror}; train it with: {command}"
         ) from error
     if expected not in (None, actual):
         raise DrbenchError(
             f"checkpoint {path}: sha256 {actual[:12]}... does not match the manifest (expected "
-            f"{expected[:12]}...): the file is damaged or was replaced; restore it or train it anew with: "
-            f"{entries[name].get('command')}"
+            f"{expected[:12]}...): the file is damaged or was replaced; restore it or make it anew with: {command}"
         )
     return Weights(name, path, actual)
+
+
+def place(name: str) -> Path | None:
+    """Where a checkpoint lies, or would; None if nothing says so."""
+    entries = manifest()
+    if name in entries:
+        return manifest_path().parent / entries[name]["file"]
+    if name in foreign.manifest():
+        return foreign.own(name).path
+    return Path(name) if name.endswith(SUFFIX) else None
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    # The same large file is asked for by each cell of a sweep.
+    return _hash_as_of(path, stat.st_size, stat.st_mtime_ns) if stat.st_size > LARGE else sha256_of(path)
+
+
+@cache
+def _hash_as_of(path: Path, size: int, changed: int) -> str:
+    return sha256_of(path)
 
 
 def sha256_of(path: Path) -> str:
@@ -118,12 +142,13 @@ def _tensors(path: Path) -> dict:
 def write(name: str, state: Mapping, facts: Mapping) -> Weights:
     """Save a state dict under a manifest name such as "digits/classifier", or as a file if the name is a path.
 
-    `facts` (command, seed, validation figures, ...) go into the manifest, and for a plain file into its metadata.
+    `facts` (command, seed, validation figures, ...) go into the manifest, or for other files into their metadata.
     """
     from safetensors.torch import save_file
 
-    listed = not name.endswith(SUFFIX)
-    path = manifest_path().parent / _file_of(name) if listed else Path(name)
+    outside = name in foreign.manifest()
+    listed = not outside and not name.endswith(SUFFIX)
+    path = manifest_path().parent / _file_of(name) if listed else place(name)
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +157,8 @@ def write(name: str, state: Mapping, facts: Mapping) -> Weights:
     except OSError as error:
         raise DrbenchError(f"cannot write weights to {path}: {error.strerror}") from error
     written = Weights(name, path, sha256_of(path))
+    if outside:
+        fetching.note(foreign.own(name), facts.get("command", ""))
     if listed:
         entry = {"file": _file_of(name), "sha256": written.sha256, "bytes": path.stat().st_size, **facts}
         partial = manifest_path().with_suffix(".partial")

@@ -11,6 +11,7 @@ from drbench.cli import main
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "cifar10-jpeg"
 HERE = ["data.name=cifar10-jpeg", f"data.root={DATA.resolve()}"]
+SMALL = ["defense.args.denoiser=null", "defense.args.classifier=null"]  # our small networks instead of the papers'
 TINY = ["data.subset=first3", "certify.n0=10", "certify.n=40", "certify.block=20", "run.batch_rows=64"]
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +48,7 @@ def test_rcm(tmp_path, capsys):
 
 
 def test_multiscale(tmp_path, capsys):
-    words = [*HERE, *TINY, "defense.args.channels=[16,32]", "defense.checkpoint=[]", "--out", str(tmp_path)]
+    words = [*HERE, *TINY, *SMALL, "defense.args.channels=[16,32]", "defense.checkpoint=[]", "--out", str(tmp_path)]
     runs = certified(capsys, "benchmarks/cifar10/multiscale.yaml", *words)
     assert [len(run.header["engine"]["options"]["sigmas"]) for run in runs] == [2, 2, 3]
     assert all(run.header["engine"]["protocol"] == "paper_code" for run in runs)
@@ -67,7 +68,7 @@ def few_images(monkeypatch):
 
 def test_consistency(tmp_path, capsys, few_images):
     """Classifier, teacher, distillation, training without teacher, fine-tuning, certification: each a few steps."""
-    sizes = ["defense.args.channels=[8,16]", "defense.args.width=4"]
+    sizes = [*SMALL, "defense.args.channels=[8,16]", "defense.args.width=4"]
     recipe = "train.recipe={steps: 3, batch: 8, warmup: 1, state: null}"
     file = {
         name: tmp_path / f"cifar10-{name}.safetensors"
@@ -80,9 +81,9 @@ def test_consistency(tmp_path, capsys, few_images):
         words = [*HERE, recipe, f"train.checkpoint={file[name]}", *given, *words]
         assert main(["train", f"benchmarks/cifar10/train/{config}.yaml", *words]) == 0
 
-    train("classifier", "classifier", sizes[1])
+    train("classifier", "classifier", sizes[-1])
     train("denoiser", "denoiser", *sizes)
-    own = [*sizes, "defense.args.metric=feat_ssl", "defense.args.encoder_width=4"]
+    own = [*sizes, "defense.variant=mine", "defense.args.metric=feat_ssl", "defense.args.encoder_width=4"]
     train("consistency", "distilled", *own, start="denoiser")
     train("consistency-training", "trained", *own)
     train("consistency-tuned", "tuned", *own, start="distilled")
@@ -106,6 +107,7 @@ def test_consistency(tmp_path, capsys, few_images):
 def test_diffusion_classifier(tmp_path, capsys, few_images):
     """A tiny network, trained for a few steps, certified by APNDC and attacked as RDC."""
     checkpoint, sizes = tmp_path / "denoiser.safetensors", "defense.args.channels=[8,16]"
+    plain = ["defense.args.denoiser=null", "defense.variant=mine"]
     words = [
         *HERE,
         sizes,
@@ -115,11 +117,12 @@ def test_diffusion_classifier(tmp_path, capsys, few_images):
     ]
     assert main(["train", "benchmarks/cifar10/train/rdc.yaml", *words]) == 0
     capsys.readouterr()
-    few = [sizes, "defense.args.nodes=2", f"defense.checkpoint=[{checkpoint}]", "--out", str(tmp_path)]
+    few = [sizes, *plain, "defense.args.nodes=2", f"defense.checkpoint=[{checkpoint}]", "--out", str(tmp_path)]
     words = [*HERE, *TINY, "certify.n=20", "certify.n0=5", "data.subset=first2", *few]
-    runs = certified(capsys, "benchmarks/cifar10/rdc.yaml", *words)
+    runs = certified(capsys, "benchmarks/cifar10/ndc.yaml", "defense.args.noised=apndc", *words)
     assert [run.header["defense"]["nfe"] for run in runs] == [{"denoiser": 21.0}] * 3
     words = [*HERE, "data.subset=first2", "attack.attacks=[{attack: pgd, loss: margin, steps: 2, draws: 1}]",
+             "defense.args.likelihood={steps: 1}", "defense.args.levels=[0.5,3.0]", "defense.args.gradient=exact",
              "attack.evaluations=10", "attack.select=2", "attack.audit=0", *few]  # fmt: skip
     runs = certified(capsys, "benchmarks/cifar10/attack/rdc.yaml", *words)
     assert [run.header["engine"]["norm"] for run in runs] == ["linf", "l2"]

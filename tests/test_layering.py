@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
                "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
-               "mlflow", "timm", "transformers", "msgpack", "jinja2", "markupsafe", "plotly", "playwright"}  # fmt: skip
+               "mlflow", "timm", "transformers", "msgpack", "jinja2", "markupsafe", "plotly", "playwright", "filelock",
+               "huggingface_hub"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -38,8 +39,19 @@ MAY_IMPORT = {
     "registry": (LEAVES, set()),
     "protocols": (LEAVES, {"yaml"}),
     "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
-    "weights": (LEAVES, {"yaml", "safetensors", "torch"}),
+    "places": (set(), {"yaml"}),
+    "download": (LEAVES | {"progress"}, set()),
+    "fetching": (LEAVES | {"download"}, {"filelock", "huggingface_hub"}),
+    "foreign": (LEAVES | {"checkpoints", "fetching", "places"}, set()),
+    "weights": (LEAVES | {"fetching", "foreign", "places"}, {"yaml", "safetensors", "torch"}),
     "datasets": (LEAVES | {"weights"}, {"yaml"}),
+    "data_files": (LEAVES | {"datasets", "fetching"}, set()),
+    "stock": (LEAVES | {"data_files", "datasets", "fetching", "foreign"}, set()),
+    "effort": ({"attacks", "config", "data", "datasets", "places"}, {"omegaconf"}),
+    "reproduce": (LEAVES
+                  | {"config", "effort", "needs", "places", "published", "record", "robust_tables", "runner", "summary"}
+                  | {"tables"}, {"omegaconf"}),
+    "needs": (LEAVES | {"data_files", "foreign", "weights"}, {"omegaconf"}),
     "quantities": (set(), {"numpy", "scipy"}),
     "summary": (LEAVES | {"evidence", "noises", "quantities", "record", "stats"}, {"numpy", "pandas"}),
     "saving": (LEAVES, {"pandas"}),
@@ -80,10 +92,12 @@ MAY_IMPORT = {
     "gallery_gather": ({"api", "attacks", "build", "certifiers", "config", "draws", "examples", "gallery"}
                        | {"gallery_words", "jobs", "norms", "record", "weights"}, {"numpy", "torch", "omegaconf"}),
     "leases": (set(), set()),
-    "published": (LEAVES | {"protocols", "record", "stats", "summary"}, {"pandas", "yaml"}),
+    "measured": ({"record", "robustness", "stats", "summary"}, {"pandas"}),
+    "published": (LEAVES | {"measured", "protocols", "record", "saving", "stats", "summary", "tables"},
+                  {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
     "compact": (LEAVES | {"record"}, {"pyarrow"}),
-    "catalogue": ({"attacks", "config", "data", "errors", "leases", "protocols", "record", "registry"}
+    "catalogue": ({"attacks", "config", "data", "errors", "leases", "needs", "protocols", "record", "registry"}
                   | {"robustness", "weights"},
                   {"omegaconf"}),
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
@@ -125,21 +139,22 @@ MAY_IMPORT = {
     "runner": (
         LEAVES
         | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "execution", "executors"}
-        | {"header", "jobs", "leases", "listeners", "norms"}
+        | {"header", "jobs", "leases", "listeners", "needs", "norms"}
         | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
     "planning": (
-        {"api", "build", "certifiers", "config", "cost", "data", "evidence", "execution", "header", "jobs", "record"}
-        | {"stats", "stopping"},
+        {"api", "build", "certifiers", "config", "cost", "data", "datasets", "evidence", "execution", "header", "jobs"}
+        | {"needs", "record", "stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
     "cli": (
         LEAVES
         | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting"}
         | {"gallery_draw", "gallery_gather", "halting", "head_to_head", "head_to_head_tables", "logs"}
-        | {"pareto", "pareto_plot", "planning", "plots", "published", "record", "registry", "report", "robust_plots"}
-        | {"robust_tables", "runner", "share_plot", "summary", "tables", "testing", "verify", "weights"},
+        | {"pareto", "pareto_plot", "planning", "plots", "published", "record", "registry", "report", "reproduce"}
+        | {"robust_plots", "robust_tables", "runner", "share_plot", "stock", "summary", "tables", "testing", "verify"}
+        | {"weights"},
         set(),
     ),
 }  # fmt: skip
@@ -257,7 +272,8 @@ def test_planted_unsafe_loading_is_caught(line):
      ["table", "{run}"], ["table", "{run}", "--out", "{out}"], ["plot", "{run}", "--out", "{out}"],
      ["table", "--cost", "{run}"], ["plot", "--cost", "{run}", "--out", "{out}"],
      ["table", "{run}", "--paper", "rcm-cifar10"], ["table", "{run}", "--head-to-head", "--out", "{out}"],
-     ["claims", "{run}"], ["claims", "{run}", "--out", "{out}"], ["report", "{run}", "--out", "{out}.html"]],
+     ["claims", "{run}"], ["claims", "{run}", "--out", "{out}"], ["report", "{run}", "--out", "{out}.html"],
+     ["weights", "list"], ["data", "list"]],
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_verbs_without_torch(words, tmp_path):

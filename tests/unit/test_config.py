@@ -154,7 +154,7 @@ def test_identity_of_a_cascade(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(BENCHMARKS)))
 def test_shipped_files_are_valid(path):
-    if not path.name.startswith("_") and path.name not in ("checkpoints.yaml", "datasets.yaml"):
+    if not path.name.startswith("_") and path.parent != BENCHMARKS:  # what lies there are manifests
         assert all(cell.title for cell in config.load(path))
 
 

@@ -1,0 +1,75 @@
+"""What a run needs that is not here: weights and data, each with the line that brings it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from drbench import data_files, foreign, weights
+from drbench.errors import DrbenchError
+
+
+class Need(NamedTuple):
+    """Something that is not here."""
+
+    kind: str  # "weights" | "data"
+    name: str
+    command: str  # or, where no command helps, what to do
+    bytes: int | None = None
+
+
+def missing(cells: Iterable[DictConfig]) -> list[Need]:
+    """What the cells need and do not find, each once, data first."""
+    found: dict[tuple[str, str], Need] = {}
+    for cell in cells:
+        for need in (*_data(cell), *_weights(cell)):
+            found.setdefault((need.kind, need.name), need)
+    return sorted(found.values(), key=lambda need: need.kind)
+
+
+def checkpoints(cell: DictConfig) -> list[str]:
+    """Names of all weights that a cell reads, those of the sources of an attack among them."""
+    sources = (cell.attack.sources or {}).values() if cell.task == "attack" else []
+    start = cell.train.start if cell.task == "train" and cell.train else []
+    return [*cell.defense.checkpoint, *(name for source in sources for name in source.get("checkpoint", [])), *start]
+
+
+def require(cells: Iterable[DictConfig]) -> None:
+    """Raise one error that lists everything that is missing."""
+    found = missing(cells)
+    if found:
+        raise DrbenchError(f"not here, and needed:\n{render(found)}")
+
+
+def render(found: Iterable[Need]) -> str:
+    """A line for each: name, size, what to do."""
+    return "\n".join(
+        f"  {need.kind} {need.name}" + (f" ({need.bytes:,} bytes)" if need.bytes else "") + f": {need.command}"
+        for need in found
+    )
+
+
+def _data(cell: DictConfig) -> list[Need]:
+    name = cell.data.name
+    lacking = data_files.lacking(name, cell.data.split, cell.data.root)
+    return [Need("data", name, f"{data_files.command(name)} ({lacking})", data_files.size(name))] if lacking else []
+
+
+def _weights(cell: DictConfig) -> list[Need]:
+    found = []
+    for name in checkpoints(cell):
+        place, known = weights.place(name), foreign.manifest()
+        if place is None:
+            weights.resolve(name)  # which explains that nothing has this name
+        if place.is_file():
+            continue
+        if name in known:
+            size = known[name].get("bytes")
+            about = known[name].get("where", "") if not foreign.fetchable(name) else ""
+            found.append(Need("weights", name, foreign.command(name) + (f" ({about})" if about else ""), size))
+        else:
+            command = weights.manifest().get(name, {}).get("command", "drbench train")
+            found.append(Need("weights", name, f"no file {place}; train it with: {command}"))
+    return found

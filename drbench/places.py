@@ -1,0 +1,30 @@
+"""Folders that the environment names, and the manifests in them. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+
+def home() -> Path:
+    """Folder that holds `benchmarks/`: DRBENCH_HOME, or the project that this package runs from."""
+    return Path(os.environ.get("DRBENCH_HOME") or Path(__file__).resolve().parents[1])
+
+
+def weights_folder() -> Path:
+    """Where weights lie that do not ship with the project: DRBENCH_WEIGHTS, or ~/.cache/drbench/weights."""
+    return Path(os.environ.get("DRBENCH_WEIGHTS") or Path.home() / ".cache" / "drbench" / "weights")
+
+
+def manifest(name: str) -> dict[str, dict]:
+    """A file of `benchmarks/` that maps names to entries, not to be changed; empty if it is not there."""
+    path = home() / "benchmarks" / name
+    return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> dict[str, dict]:
+    return yaml.safe_load(text) or {}  # slow, and asked for again and again

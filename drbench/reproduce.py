@@ -1,0 +1,89 @@
+"""`drbench reproduce KEY`: the table of a paper, from the benchmark files that _papers.yaml names for it.
+
+What is missing is listed with the lines that bring it; what can run runs, or goes on; the table comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from drbench import config, effort, needs, places, published, record, robust_tables, summary, tables
+from drbench.errors import DrbenchError, did_you_mean
+
+
+def keys() -> dict[str, list[str]]:
+    """Key -> benchmark files, of the tables that can be reproduced."""
+    index = published.papers(_folder())
+    return {key: files for key, about in index.items() if (files := _files(about))}
+
+
+def cells(key: str, overrides: Sequence[str] = ()) -> list[DictConfig]:
+    """Resolved configs of all rows of a table."""
+    known = keys()
+    if key not in known:
+        raise DrbenchError(f"no table {key!r} can be reproduced{did_you_mean(key, known)}")
+    return [cell for file in known[key] for cell in config.load(places.home() / file, overrides)]
+
+
+def reproduce(key: str, overrides: Sequence[str] = (), out: Path | None = None, options=None) -> Iterator[str]:
+    """Lines of text: what is asked, what is missing, the runs, and the files of the table.
+
+    Parameters
+    ----------
+    out : path, optional
+        Parent of runs/ and of the table; by default results/<data set>.
+    options : runner.Options, optional
+        For instance a limit of images.
+    """
+    rows = cells(key, overrides)
+    out = out or Path("results") / rows[0].data.name
+    ready = [cell for cell in rows if not needs.missing([cell])]
+    yield f"{key}: {len(rows)} runs, {_hours(rows)}; {len(ready)} of them can run"
+    absent = needs.missing(rows)
+    if absent:
+        sizes = [need.bytes for need in absent]
+        least = f", {sum(filter(None, sizes)):,} bytes{' or more' if None in sizes else ''}" if any(sizes) else ""
+        yield f"not here{least}:\n{needs.render(absent)}"
+    folders = []
+    if ready:
+        from drbench import runner
+
+        yield f"running: {_hours(ready)}; `drbench status {out}` looks on"
+        folders = runner.run(ready, out, options=options)
+    yield from _tables(key, out, folders)
+
+
+def _tables(key: str, out: Path, folders: Sequence[Path]) -> Iterator[str]:
+    """The paper's numbers beside those of all runs below `out`, and the runs' own table."""
+    known = [record.read(folder) for folder in record.find([out])] if any(out.rglob("run.json")) else []
+    frame = published.beside(_folder(), key, known)
+    ours = [record.read(folder) for folder in folders]
+    written = published.write(frame, out / key, _own(ours))
+    measured = int((frame["verdict"] != "not measured").sum())
+    yield f"{measured} of {len(frame)} published numbers have a measured one beside them"
+    yield " ".join(map(str, written))
+
+
+def _own(runs: Sequence[record.Run]) -> str:
+    """Tables of these runs in Markdown: not all that is measured has a published number beside it."""
+    certified = [run for run in runs if run.task == "certify" and run.rows]
+    attacked = [run for run in runs if run.task == "attack" and any(row.evidence for row in run.rows.values())]
+    parts = [tables.render_markdown(summary.frame(certified))] if certified else []
+    parts += [robust_tables.render_markdown(robust_tables.frame(attacked))] if attacked else []
+    return "".join(f"\n{part}" for part in parts)
+
+
+def _hours(rows: Sequence[DictConfig]) -> str:
+    hours = effort.hours(rows)
+    return "cost not counted" if hours is None else f"about {hours:,.3g} GPU hours at {effort.RATE / 1e12:g} TFLOP/s"
+
+
+def _folder() -> Path:
+    return places.home() / "benchmarks" / "published"
+
+
+def _files(about: dict) -> list[str]:
+    return list(dict.fromkeys(file for files in about.get("configs", {}).values() for file in files))

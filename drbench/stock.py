@@ -1,0 +1,105 @@
+"""What `drbench weights` and `drbench data` do, as lines of text. No torch, except for conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from drbench import data_files, datasets, fetching, foreign
+from drbench.errors import DrbenchError
+from drbench.fetching import Item
+
+
+def weights(
+    action: str, names: Sequence[str], name: str | None = None, revision: str | None = None, link: bool = False
+) -> Iterator[str]:
+    """list | fetch NAME… | add FILE… | convert NAME… | verify [NAME…]; what came is converted at once."""
+    if action == "list":
+        yield from _columns([("NAME", "SIZE", "SHA256", "STATE", "PLACE"), *map(_weights_row, foreign.manifest())])
+    elif action == "add":
+        for path in _some(names, "a file"):
+            entry = name or foreign.by_file(Path(path))
+            yield _seen(foreign.item(entry), fetching.add(foreign.item(entry), Path(path), link=link))
+            yield from _converted(entry)
+    elif action == "verify":
+        for entry in names or [one for one in foreign.manifest() if foreign.present(one)]:
+            item = foreign.own(entry) if foreign.present(entry) else foreign.item(entry)
+            yield _seen(item, fetching.verify(item))
+    else:
+        for entry in _some(names, "a name of `drbench weights list`"):
+            if action == "fetch":
+                yield _seen(foreign.item(entry), fetching.fetch(foreign.item(entry), revision))
+            yield from _converted(entry)
+
+
+def data(
+    action: str, names: Sequence[str], name: str | None = None, layout: str | None = None, link: bool = False
+) -> Iterator[str]:
+    """list | fetch NAME… | add FILE… | verify [NAME…]"""
+    if action == "list":
+        yield from _columns([("NAME", "SIZE", "STATE", "TITLE"), *map(_data_row, datasets.manifest())])
+    elif action == "add":
+        for path in _some(names, "a file"):
+            yield str(data_files.add(Path(path), name, link=link))
+    elif action == "fetch":
+        for entry in _some(names, "a name of `drbench data list`"):
+            for path in data_files.fetch(entry, layout):
+                yield str(path)
+    else:
+        known = [one for one, about in datasets.manifest().items() if about.get("files")]
+        for entry in names or known:
+            for item in data_files.items(entry):
+                if item.path.is_file():
+                    yield _seen(item, fetching.verify(item))
+
+
+def _some(names: Sequence[str], what: str) -> Sequence[str]:
+    if not names:
+        raise DrbenchError(f"expected {what}")
+    return names
+
+
+def _converted(name: str) -> Iterator[str]:
+    if "format" in foreign.entry(name):
+        yield str(foreign.convert(name))
+    else:
+        yield f"{name}: no defense of this version reads this file: it was not converted"
+
+
+def _seen(item: Item, found: fetching.Seen) -> str:
+    trust = "as its makers state" if found.trust == "manifest" else "trusted on first use"
+    return f"{item.path} sha256 {found.content.sha256} ({trust})"
+
+
+def _weights_row(name: str) -> tuple[str, ...]:
+    about, own = foreign.entry(name), foreign.own(name)
+    if "make" in about:
+        state = "present" if foreign.present(name) else "to be made"
+        return name, _size(own, None), _short(own, None), state, str(own.path)
+    item = foreign.item(name)
+    here = fetching.state(item)
+    state = "present" if foreign.present(name) else "not converted" if here == "present" else here
+    return name, _size(item, item.bytes), _short(item, item.sha256), state, str(item.path)
+
+
+def _data_row(name: str) -> tuple[str, ...]:
+    about, size = datasets.entry(name), data_files.size(name)
+    absent = data_files.lacking(name, "")
+    return name, f"{size:,}" if size else "-", "not here" if absent else "present", about["title"]
+
+
+def _size(item: Item, stated: int | None) -> str:
+    known = fetching.seen(item)
+    size = stated or (known and known.content.bytes)
+    return f"{size:,}" if size else "-"
+
+
+def _short(item: Item, stated: str | None) -> str:
+    known = fetching.seen(item)
+    return f"{stated[:12]}" if stated else f"{known.content.sha256[:12]} first use" if known else "-"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

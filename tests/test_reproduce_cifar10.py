@@ -1,0 +1,62 @@
+"""Every CIFAR-10 row of the papers runs on real images: its own architecture, shrunk, with random weights."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from drbench import config, record, runner, verify
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data"
+FILES = sorted(path for path in (ROOT / "benchmarks" / "cifar10").rglob("*.yaml") if "train" not in path.parts)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (SHARED / "cifar10-jpeg").is_dir(), reason="needs $DRBENCH_SHARED/data/cifar10-jpeg"),
+]
+# What of each kind of network is small here; the rest of its configuration stays the paper's.
+SMALL = {
+    "improved_diffusion": {"num_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 1]},
+    "edm": {"model_channels": 32, "num_blocks": 1, "channel_mult": [1, 1]},
+    "consistency_models_cifar10": {"model_channels": 32, "num_blocks": 1, "channel_mult": [1, 1]},
+    "huggingface": {"config": {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                               "intermediate_size": 16}},
+    "timm": {"arch": "vit_tiny_patch16_224", "depth": 1},
+    "wide_resnet": {"depth": 10, "widen": 1},
+}  # fmt: skip
+SMALL_ARGS = {"steps": 2, "votes": 2, "nodes": 4, "width": 32, "depth": 1, "heads": 2}
+
+
+def shrink(cell):
+    args = cell.defense.args
+    for part in ("denoiser", "classifier"):
+        if part in args:
+            spec = args[part]
+            kind = spec.preset.partition("/")[0] if "preset" in spec else spec.kind
+            args[part] = {**spec, **SMALL[kind]}
+    for key, value in SMALL_ARGS.items():
+        if key in args:
+            args[key] = value
+    if "likelihood" in args:
+        args.likelihood.steps = 1
+    cell.defense.checkpoint = []
+    cell.data.name, cell.data.subset, cell.data.root = (
+        "cifar10-jpeg",
+        "first2",
+        str((SHARED / "cifar10-jpeg").resolve()),
+    )
+    cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 20, 10, 32
+    cell.attack.evaluations, cell.attack.select, cell.attack.worst_of, cell.attack.audit = 2, 1, 1, 0
+    for attack in cell.attack.attacks or []:
+        attack.steps, attack.draws = 1, 1
+    return cell
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_row_runs(file, tmp_path):
+    rows = {}
+    for cell in config.load(file):  # one noise level of each row
+        rows.setdefault((cell.defense.variant, cell.certify.kind, str(cell.attack.norm)), cell)
+    for folder in runner.run([shrink(cell) for cell in rows.values()], tmp_path):
+        run = record.read(folder)
+        assert run.complete and verify.problems(run) == [] and not any(row.error for row in run.rows.values())

@@ -1,0 +1,104 @@
+"""`drbench weights` and `drbench data`: what lies where, and what the verbs say of it."""
+
+import hashlib
+import io
+import tarfile
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from drbench import data_files, datasets, foreign, weights
+from drbench.checkpoints import formats
+from drbench.cli import main
+from drbench.errors import DrbenchError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project with one foreign file, one made here, and two data sets."""
+    monkeypatch.setenv("DRBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DRBENCH_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("DRBENCH_DATA", str(tmp_path / "data"))
+    (tmp_path / "home" / "benchmarks").mkdir(parents=True)
+    entries = {"them/net": {"file": "net.pt", "format": "known", "where": "their page"},
+               "us/net": {"make": "drbench train us.yaml"}}  # fmt: skip
+    (tmp_path / "home" / "benchmarks" / "foreign.yaml").write_text(yaml.safe_dump(entries))
+    sets = {
+        "pair": {"title": "Pair", "licence": "-", "splits": {"test": 5}, "files": [
+            {"path": "a.bin", "layout": "one"}, {"path": "b.bin", "layout": "one"},
+            {"path": "c.bin", "layout": "two"}]},
+        "packed": {"title": "Packed", "licence": "-", "where": "somewhere", "files": [
+            {"path": "all.tar", "unpack": True}, {"path": "x.bin", "of": "all.tar"}]},
+    }  # fmt: skip
+    (tmp_path / "home" / "benchmarks" / "datasets.yaml").write_text(yaml.safe_dump(sets))
+    datasets._parsed.cache_clear()
+    yield tmp_path
+    datasets._parsed.cache_clear()
+
+
+def test_a_foreign_file_is_converted_and_then_named_like_our_own(home, monkeypatch, capsys):
+    def convert(path, format):
+        return formats.Converted({"w": torch.ones(2)}, "denoiser", {"kind": format})
+
+    monkeypatch.setattr(formats, "convert", convert)
+    given = home / "net.pt"
+    given.write_bytes(b"PK\x03\x04 weights")
+    with pytest.raises(DrbenchError, match=r"(?s)weights them/net are not here.*their page.*--name them/net"):
+        weights.resolve("them/net")
+    assert main(["weights", "add", str(given)]) == 0
+    said = capsys.readouterr().out
+    assert hashlib.sha256(given.read_bytes()).hexdigest() in said and "trusted on first use" in said
+    found = weights.resolve("them/net")
+    assert set(weights.read([found])) == {"denoiser.w"}
+    assert main(["weights", "verify"]) == 0 and found.sha256 in capsys.readouterr().out
+    save_file({"denoiser.w": torch.zeros(2)}, found.path)
+    with pytest.raises(DrbenchError, match="does not match"):
+        weights.resolve("them/net")
+    assert main(["weights", "verify"]) == 2
+
+
+def test_what_is_made_here_lies_in_the_same_folder(home, capsys):
+    with pytest.raises(DrbenchError, match=r"(?s)us/net are not here.*drbench train us.yaml"):
+        weights.resolve("us/net")
+    written = weights.write("us/net", {"w": torch.ones(1)}, {"command": "drbench train us.yaml"})
+    assert written.path == foreign.own("us/net").path and weights.resolve("us/net") == written
+    assert weights.manifest() == {}  # what others may not have is not in the tracked manifest
+    assert main(["weights", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("us/net") and " present " in line for line in lines)
+    assert any(line.startswith("them/net") and " not here " in line for line in lines)
+    for words in (["weights", "fetch", "us/net"], ["weights", "fetch"], ["weights", "add", str(home / "other.pt")]):
+        assert main(words) == 2 and capsys.readouterr().err
+
+
+def test_one_complete_layout_is_enough(home, capsys):
+    base = home / "data" / "pair"
+    assert "no folder" in data_files.lacking("pair", "test")
+    for name in ("a.bin", "b.bin"):
+        assert data_files.lacking("pair", "test")
+        (home / name).write_bytes(name.encode())
+        assert main(["data", "add", str(home / name)]) == 0
+    assert data_files.lacking("pair", "test") is None and (base / "b.bin").read_bytes() == b"b.bin"
+    (base / "b.bin").unlink()
+    assert "a complete layout (one, two)" in data_files.lacking("pair", "test")
+    assert main(["data", "fetch", "pair"]) == 2 and "cannot be fetched" in capsys.readouterr().err
+
+
+def test_archives_are_unpacked_inside_their_folder(home, capsys):
+    def archive(member):
+        content = io.BytesIO(b"image")
+        with tarfile.open(home / "all.tar", "w") as file:
+            about = tarfile.TarInfo(member)
+            about.size = 5
+            file.addfile(about, content)
+
+    archive("../outside.bin")
+    assert main(["data", "add", str(home / "all.tar")]) == 2
+    assert "cannot be unpacked" in capsys.readouterr().err and not (home / "data" / "outside.bin").exists()
+    (home / "data" / "packed" / "all.tar.json").unlink()
+    archive("x.bin")
+    assert main(["data", "add", str(home / "all.tar")]) == 0
+    assert (home / "data" / "packed" / "x.bin").read_bytes() == b"image"
+    assert data_files.lacking("packed", "test") is None
