@@ -315,7 +315,7 @@ class Unlucky(torch.nn.Module):
 
 
 def test_nonfinite_logits_are_recorded_as_errors(tmp_path, monkeypatch):
-    monkeypatch.setattr("methods.undefended.defense.SmallCNN", lambda *args: Unlucky())
+    monkeypatch.setattr("methods.undefended.defense.classifiers.build", lambda *args, **options: Unlucky())
     found = run(tmp_path, "defense.checkpoint=[]")
     errors = [row for row in found.ordered() if row.error]
     assert 0 < len(errors) < 12 and found.complete

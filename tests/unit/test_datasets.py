@@ -79,9 +79,9 @@ def test_files_are_checked_before_they_are_read(tmp_path, monkeypatch):
         datasets.check("x", tmp_path, "a.bin")
 
 
-def test_without_a_manifest(tmp_path, monkeypatch):
+def test_a_home_without_a_manifest_has_that_of_the_project(tmp_path, monkeypatch):
     monkeypatch.setenv("DRBENCH_HOME", str(tmp_path))
-    with pytest.raises(DrbenchError, match="no manifest of data sets"):
+    with pytest.raises(DrbenchError, match="needs data.root"):
         data.load("cifar10")
     assert len(data.load("digits", subset="first5")) == 5
 
@@ -124,8 +124,9 @@ def test_random_subsets_are_diffpures():
 def test_protocols_use_known_subsets():
     for name, protocol in protocols.load().items():
         for dataset, own in protocol["data"].items():
-            split = {"cifar10": "test", "imagenet": "val"}[dataset]
-            assert own["subset"] in subsets.known(dataset, split), name
+            if dataset != "imagenet64":  # the order of its files is not certain, so none of its subsets is listed
+                split = {"cifar10": "test", "imagenet": "val"}[dataset]
+                assert own["subset"] in subsets.known(dataset, split), name
 
 
 def test_show_names_the_images(capsys, monkeypatch):

@@ -100,7 +100,7 @@ def test_pages(runs, tmp_path):
 
 def test_training_is_summed_over_what_weights_came_from(tmp_path, monkeypatch):
     """d starts from b through the file that it extends, and loads c; b starts from a."""
-    monkeypatch.setattr(weights, "home", lambda: tmp_path)
+    monkeypatch.setenv("DRBENCH_HOME", str(tmp_path))
     (tmp_path / "benchmarks").mkdir()
     files = {"a": {}, "b": {"train": {"start": ["a"]}}, "c": {"train": {}, "defense": {"name": "x"}},
              "d": {"extends": "b2.yaml", "defense": {"checkpoint": ["c"]}},
