@@ -124,16 +124,16 @@ figures: setup  ## redraw tables and plots from results/, judge the papers' clai
 readme: setup  ## the tables of the README, from those in results/
 	$(BIN)/python -m benchmarks.readme
 
-# Images chosen by hand: one that all get wrong, and ones on which defenses differ.
+# Of the first picture, images chosen by hand: one that a cascade settles late, and one that all get wrong.
 gallery: setup  ## pictures of digits-full: images with noise, purified, attacked, with recorded verdicts
 	$(BIN)/drbench gallery $(addprefix results/digits/full/runs/,denoised-one_shot denoised-pf_ode-3 \
 	consistency-tuned_feat_aux diffpure-sde-10 multiscale) --images 615 5 --out results/digits/full/gallery-certified
 	$(BIN)/drbench gallery $(foreach name,undefended adversarial_training denoised-one_shot diffpure-sde-5,\
-	$(firstword $(wildcard results/digits/full/attacks/$(name)/linf-0.125-*))) --images 229 594 1573 \
+	$(firstword $(wildcard results/digits/full/attacks/$(name)/linf-0.125-*))) --first 3 \
 	--out results/digits/full/gallery-attacked
 	$(BIN)/drbench gallery $(foreach name,adversarial_training adversarial_training-l2 \
 	diffusion_classifier-DC__multi-head diffusion_classifier-RDC__multi-head,\
-	$(firstword $(wildcard results/digits/full/attacks/$(name)/stadv-0.2-*))) --images 1283 718 1573 \
+	$(firstword $(wildcard results/digits/full/attacks/$(name)/stadv-0.2-*))) --first 3 \
 	--out results/digits/full/gallery-unseen
 
 report: setup  ## one HTML page of the recorded runs, from tables down to the votes of each image

@@ -116,7 +116,8 @@ def _table(condition: str, runs: Sequence[Run], images: frozenset) -> Iterator[d
 
 def _part(run: Run, images: frozenset, draws: int) -> Run:
     """The run on these images, at so many draws if it has more."""
-    run = replace(run, rows={image_id: run.rows[image_id] for image_id in run.wanted if image_id in images})
+    if images != run.rows.keys():
+        run = replace(run, rows={image_id: run.rows[image_id] for image_id in run.wanted if image_id in images})
     return thinning.thinned(run, draws) if thinning.can_thin(run) else run
 
 

@@ -548,10 +548,15 @@ def average_certified_radius(correct: Sequence[bool], radius: Sequence[float]) -
     return float(np.mean(np.where(np.asarray(correct, bool), np.asarray(radius, float), 0.0)))
 
 
+@lru_cache(maxsize=4)
+def _resampled(images: int, resamples: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.Philox(key=0))
+    return rng.integers(0, images, (resamples, images))
+
+
 def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over images; a fixed seed, so a table never changes by itself."""
     values = np.asarray(values, float)
-    rng = np.random.Generator(np.random.Philox(key=0))
-    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    means = values[_resampled(len(values), resamples)].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

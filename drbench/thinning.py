@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from drbench.errors import DrbenchError
-from drbench.evidence import Evidence
+from drbench.evidence import Evidence, Stage
 from drbench.record import Row, Run
 
 
@@ -33,20 +33,23 @@ def thinned(run: Run, n: int) -> Run:
         raise DrbenchError(f"{run.folder}: expected votes of at least {n} draws at one noise level")
     if n == engine["n"]:
         return run
-    rows = {image_id: _thinned(row, n) for image_id, row in run.rows.items()}
-    return replace(run, header=run.header | {"engine": engine | {"n": n}}, rows=rows)
+    if ("thinned", n) not in run.memory:  # tables and claims ask for the same again and again
+        rows = {image_id: _thinned(row, n) for image_id, row in run.rows.items()}
+        run.memory["thinned", n] = replace(run, header=run.header | {"engine": engine | {"n": n}}, rows=rows)
+    return run.memory["thinned", n]
 
 
 def _thinned(row: Row, n: int) -> Row:
     if row.evidence is None:
         return row
     (stage,) = row.evidence.stages
-    rng = np.random.Generator(np.random.Philox(key=zlib.crc32(str(row.id).encode())))
-    stage = replace(stage, votes=_subset(stage.votes, n, rng), n=n)
+    stage = Stage(stage.sigma, stage.select, stage.n0, _subset(stage.votes, n, row.id), n)
     return replace(row, evidence=Evidence((stage,), row.evidence.clean, row.evidence.uniform))
 
 
-def _subset(votes: Mapping[int, int], n: int, rng: np.random.Generator) -> dict[int, int]:
-    classes = sorted(votes)
+def _subset(votes: Mapping[int, int], n: int, image_id: int | str) -> dict[int, int]:
+    if len(votes) == 1:
+        return dict.fromkeys(votes, n)
+    classes, rng = sorted(votes), np.random.Generator(np.random.Philox(key=zlib.crc32(str(image_id).encode())))
     kept = rng.multivariate_hypergeometric([votes[c] for c in classes], n)
     return {c: int(k) for c, k in zip(classes, kept, strict=True) if k}

@@ -129,7 +129,7 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
 
 def test_tracked_runs_verify():
     folders, attacked = record.find([FULL / "runs"]), record.find([FULL / "attacks"])
-    assert len(attacked) == 56  # 22 under noise, 24 without, 3 of a cascade, 2 of DiffPure, 11 of diffusion classifiers
+    assert len(attacked) == 56  # 22 under noise, 18 without, 3 of a cascade, 2 of DiffPure, 11 of diffusion classifiers
     # seven rows at three noise levels, 12 of RCM, 6 of consistency purification, 2 of DiffPure, 4 cascades, 7 of DC
     assert len(folders) == 52
     for folder in [*folders, *attacked]:
@@ -158,7 +158,10 @@ def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path, runs):
     for path in (*written, *head_to_head_tables.write(head_to_head.frame(runs), tmp_path / "head-to-head")):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
     assert set(judged.verdict) == set(claims.VERDICTS)  # findings against a paper are listed too
-    assert judged.marks.dropna().replace("", None).dropna().tolist() == ["A: estimate"]  # Lipschitz radii
+    assert judged.marks.dropna().replace("", None).dropna().tolist() == [
+        "B: audit budget",  # adversarial training at l2 1.0 is not converged
+        "A: estimate",  # Lipschitz radii
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "methods").glob("*/README.md")))

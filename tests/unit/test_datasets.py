@@ -81,7 +81,7 @@ def test_files_are_checked_before_they_are_read(tmp_path, monkeypatch):
 
 def test_a_home_without_a_manifest_has_that_of_the_project(tmp_path, monkeypatch):
     monkeypatch.setenv("DRBENCH_HOME", str(tmp_path))
-    with pytest.raises(DrbenchError, match="needs data.root"):
+    with pytest.raises(DrbenchError, match=r"needs data\.root"):
         data.load("cifar10")
     assert len(data.load("digits", subset="first5")) == 5
 
