@@ -8,37 +8,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
-import yaml
-
+from drbench import places
 from drbench.errors import DrbenchError, did_you_mean
-from drbench.weights import home
 
 VARIABLE = "DRBENCH_DATA"
 HASHED_AT_LOAD = 256 * 2**20  # bytes; of larger files a load checks only the size
 
 
-def manifest_path() -> Path:
-    """Of DRBENCH_HOME, or of the project if that folder has none."""
-    own = home() / "benchmarks" / "datasets.yaml"
-    return own if own.is_file() else Path(__file__).resolve().parents[1] / "benchmarks" / "datasets.yaml"
-
-
 def manifest() -> dict[str, dict]:
     """name -> entry; the top of the file documents the keys."""
-    return _parsed(manifest_path())
-
-
-@cache
-def _parsed(path: Path) -> dict[str, dict]:
-    if not path.is_file():
+    found = places.manifest("datasets.yaml")
+    if not found:
         raise DrbenchError(
-            f"no manifest of data sets {path}: drbench runs from a checkout; set DRBENCH_HOME to the "
-            "folder above benchmarks/"
+            "no benchmarks/datasets.yaml: drbench runs from a checkout; set DRBENCH_HOME to the folder above benchmarks"
         )
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
 
 
 def entry(name: str) -> dict:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
 from drbench.errors import DrbenchError, did_you_mean
@@ -111,11 +112,10 @@ def _find(name: str) -> type[Listener]:
     known = {**{entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}, **LISTENERS}
     if name not in known:
         raise DrbenchError(f"unknown listener {name!r}{did_you_mean(name, known)}")
-    module, _, attribute = known[name].partition(":")
 
     def make(title: str, config: Mapping) -> Listener:
         try:
-            return getattr(import_module(module), attribute)(title, config)
+            return resolve_name(known[name])(title, config)
         except Exception as error:  # not installed, no login, or its own trouble
             raise DrbenchError(f"listener {name!r} does not start: {error}; leave it out of run.listeners") from error
 

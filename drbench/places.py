@@ -8,10 +8,12 @@ from pathlib import Path
 
 import yaml
 
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 def home() -> Path:
     """Folder that holds `benchmarks/`: DRBENCH_HOME, or the project that this package runs from."""
-    return Path(os.environ.get("DRBENCH_HOME") or Path(__file__).resolve().parents[1])
+    return Path(os.environ.get("DRBENCH_HOME") or PROJECT)
 
 
 def weights_folder() -> Path:
@@ -19,10 +21,16 @@ def weights_folder() -> Path:
     return Path(os.environ.get("DRBENCH_WEIGHTS") or Path.home() / ".cache" / "drbench" / "weights")
 
 
-def manifest(name: str) -> dict[str, dict]:
-    """A file of `benchmarks/` that maps names to entries, not to be changed; empty if it is not there."""
-    path = home() / "benchmarks" / name
-    return _parsed(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def manifest(name: str, shared: bool = True) -> dict[str, dict]:
+    """A file of `benchmarks/` that maps names to entries, not to be changed; empty if it is not there.
+
+    A `shared` one is about things of others: a home that has none has that of the project.
+    """
+    for folder in (home(), PROJECT) if shared else (home(),):
+        path = folder / "benchmarks" / name
+        if path.is_file():
+            return _parsed(path.read_text(encoding="utf-8"))
+    return {}
 
 
 @lru_cache(maxsize=8)

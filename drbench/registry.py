@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module, metadata
+from importlib import metadata
+from pkgutil import resolve_name
 
 from drbench.errors import DrbenchError, did_you_mean
 
@@ -34,9 +35,8 @@ def find(name: str) -> type:
     known = available()
     if name not in known:
         raise DrbenchError(f"unknown defense {name!r}{did_you_mean(name, known)}")
-    module, _, attribute = known[name].partition(":")
     try:
-        return getattr(import_module(module), attribute)
+        return resolve_name(known[name])
     except Exception as error:  # another package's module may fail in any way
         raise DrbenchError(
             f"defense {name!r} is registered as {known[name]} but cannot be imported: {error}; "

@@ -39,7 +39,7 @@ def manifest_path() -> Path:
 
 def manifest() -> dict[str, dict]:
     """name -> entry with at least `file` (relative to the manifest) and `sha256`."""
-    return places.manifest("checkpoints.yaml")
+    return places.manifest("checkpoints.yaml", shared=False)
 
 
 def resolve(name: str) -> Weights:

@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "fetching": (LEAVES | {"download"}, {"filelock", "huggingface_hub"}),
     "foreign": (LEAVES | {"checkpoints", "fetching", "places"}, set()),
     "weights": (LEAVES | {"fetching", "foreign", "places"}, {"yaml", "safetensors", "torch"}),
-    "datasets": (LEAVES | {"weights"}, {"yaml"}),
+    "datasets": (LEAVES | {"places"}, set()),
+    "specs": (LEAVES, set()),
     "data_files": (LEAVES | {"datasets", "fetching"}, set()),
     "stock": (LEAVES | {"data_files", "datasets", "fetching", "foreign"}, set()),
     "effort": ({"attacks", "config", "data", "datasets", "places"}, {"omegaconf"}),
@@ -106,14 +107,14 @@ MAY_IMPORT = {
     "cost": ({"api"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
-    "classifiers.": (LEAVES | {"classifiers", "recipe", "training"}, {"torch", "timm", "transformers"}),
+    "classifiers.": (LEAVES | {"classifiers", "recipe", "specs", "training"}, {"torch", "timm", "transformers"}),
     "checkpoints.": (LEAVES | {"checkpoints", "classifiers", "diffusion", "memory", "weights"},
                      {"torch", "numpy", "safetensors", "msgpack"}),
     "certifiers.": (LEAVES | {"api", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
                     {"torch", "numpy"}),
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
     "attacks.": (LEAVES | {"api", "attacks", "draws", "evidence", "memory", "norms", "stats"}, {"torch", "numpy"}),
-    "diffusion.": (LEAVES | {"training", "diffusion"}, {"torch", "numpy", "diffusers", "yaml"}),
+    "diffusion.": (LEAVES | {"training", "diffusion", "specs"}, {"torch", "numpy", "diffusers", "yaml"}),
     "data.": (LEAVES | {"data", "datasets"}, {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
@@ -148,7 +149,8 @@ MAY_IMPORT = {
         | {"needs", "record", "stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
-    "cli": (
+    "cli": (LEAVES | {"verbs"}, set()),
+    "verbs": (
         LEAVES
         | {"audit_job", "catalogue", "claim_tables", "claims", "compact", "compare", "config", "fitting"}
         | {"gallery_draw", "gallery_gather", "halting", "head_to_head", "head_to_head_tables", "logs"}

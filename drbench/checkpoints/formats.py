@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple
 
 from drbench import weights
@@ -61,8 +61,7 @@ def convert(path: str | Path, format: str, **config) -> Converted:
     """
     if format not in FORMATS:
         raise DrbenchError(f"unknown checkpoint format {format!r}{did_you_mean(format, FORMATS)}")
-    module, _, function = FORMATS[format].partition(":")
-    converter = getattr(import_module(module), function)
+    converter = resolve_name(FORMATS[format])
     try:
         return converter(Path(path), **config)
     except TypeError as error:

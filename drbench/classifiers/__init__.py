@@ -6,12 +6,11 @@ Normalisation and resizing are inside, in `prepared`; so a defense gives every c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 from torch import nn
 
+from drbench import specs
 from drbench.classifiers.small import SmallCNN, fit_classifier, mixup
-from drbench.errors import DrbenchError, did_you_mean
 
 __all__ = ["KINDS", "SmallCNN", "build", "fit_classifier", "mixup"]
 
@@ -37,12 +36,5 @@ def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: 
     input_shape, num_classes
         Of the data.
     """
-    config = {"kind": "small_cnn", **default} if spec is None else dict(spec)
-    kind = config.pop("kind", None)
-    if kind not in KINDS:
-        raise DrbenchError(f"classifier: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")
-    module, _, function = KINDS[kind].partition(":")
-    try:
-        return getattr(import_module(module), function)(tuple(input_shape), num_classes, **config)
-    except (TypeError, ValueError) as error:
-        raise DrbenchError(f"classifier of kind {kind!r} cannot be built with {config}: {error}") from error
+    config = {"kind": "small_cnn", **default} if spec is None else spec
+    return specs.make("classifier", KINDS, config, tuple(input_shape), num_classes)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from drbench import data_files, datasets, foreign, weights
+from drbench import data_files, foreign, weights
 from drbench.checkpoints import formats
 from drbench.cli import main
 from drbench.errors import DrbenchError
@@ -33,9 +33,7 @@ def home(tmp_path, monkeypatch):
             {"path": "all.tar", "unpack": True}, {"path": "x.bin", "of": "all.tar"}]},
     }  # fmt: skip
     (tmp_path / "home" / "benchmarks" / "datasets.yaml").write_text(yaml.safe_dump(sets))
-    datasets._parsed.cache_clear()
-    yield tmp_path
-    datasets._parsed.cache_clear()
+    return tmp_path
 
 
 def test_a_foreign_file_is_converted_and_then_named_like_our_own(home, monkeypatch, capsys):

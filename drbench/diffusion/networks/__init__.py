@@ -8,12 +8,11 @@ A raw network is called as `network(x, c_noise, labels) -> tensor` and knows not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 from torch import nn
 
+from drbench import specs
 from drbench.diffusion.networks import presets
-from drbench.errors import DrbenchError, did_you_mean
 
 # kind -> "module:function"; called as function(input_shape, num_classes, **configuration)
 KINDS = {
@@ -48,11 +47,4 @@ def build(spec: Mapping | None, input_shape: tuple[int, int, int], num_classes: 
         labels).
     """
     config = {"kind": "small_unet", **default} if spec is None else presets.expanded(spec)
-    kind = config.pop("kind", None)
-    if kind not in KINDS:
-        raise DrbenchError(f"denoiser: unknown kind {kind!r}{did_you_mean(str(kind), KINDS)}")
-    module, _, function = KINDS[kind].partition(":")
-    try:
-        return getattr(import_module(module), function)(tuple(input_shape), num_classes, **config)
-    except (TypeError, ValueError) as error:
-        raise DrbenchError(f"denoiser of kind {kind!r} cannot be built with {config}: {error}") from error
+    return specs.make("denoiser", KINDS, config, tuple(input_shape), num_classes)
