@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from drbench import stats
@@ -21,11 +23,16 @@ def interval(numbers: np.ndarray) -> tuple[float, float]:
         return stats.paired_interval(int((numbers > 0).sum()), int((numbers < 0).sum()), images)
     if trainings == 1:
         return stats.bootstrap_mean(numbers[0])
-    rng = np.random.Generator(np.random.Philox(key=0))
-    means = numbers[rng.integers(0, trainings, (RESAMPLES, trainings))].mean(axis=1)
-    picked = np.take_along_axis(means, rng.integers(0, images, (RESAMPLES, images)), axis=1)
+    of_trainings, of_images = _resampled(trainings, images)
+    picked = np.take_along_axis(numbers[of_trainings].mean(axis=1), of_images, axis=1)
     low, high = np.quantile(picked.mean(axis=1), (0.025, 0.975))
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _resampled(trainings: int, images: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.Generator(np.random.Philox(key=0))
+    return rng.integers(0, trainings, (RESAMPLES, trainings)), rng.integers(0, images, (RESAMPLES, images))
 
 
 def exchanged(gaps: np.ndarray) -> float:

@@ -557,6 +557,6 @@ def _resampled(images: int, resamples: int) -> np.ndarray:
 def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over images; a fixed seed, so a table never changes by itself."""
     values = np.asarray(values, float)
-    means = values[_resampled(len(values), resamples)].mean(axis=1)
+    means = values.take(_resampled(len(values), resamples)).mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
