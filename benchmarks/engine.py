@@ -10,13 +10,17 @@ rounds of a quotient of two neighbouring measurements, so that slow drifts of th
     plain      one image at a time: repeat, randn_like, argmax, count on the host (Cohen et al. 2019 as usually written)
 
 Bare and plain are measured at several batch sizes; their best one counts. Then the modes that stop early, per draw that
-they make: `processes` in each mode against bare forward passes of as many rows.
+they make: `processes` in each mode against bare forward passes of as many rows. The ResNet needs the CIFAR-10 images of
+the folder that `DRBENCH_SHARED` names; its weights are random, which costs the same.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +28,46 @@ from omegaconf import OmegaConf
 
 from drbench import build, config, executors, weights
 from drbench.api import Defense, Draws
-from drbench.certifiers.batching import find_batch_rows
+from drbench.certifiers.batch_size import find_batch_rows
 from drbench.data import Images
 from drbench.executors.units import Units
 from drbench.jobs import Certification, prepare
 
 SIGMA, N0, ROUNDS = 0.5, 100, 5
 BATCHES = (100, 400, 1000, 4000)
-MODES = ("curtailed", "sequential", "hybrid")
+CIFAR = Path(os.environ.get("DRBENCH_SHARED", "../shared")).resolve() / "data" / "cifar10-jpeg"
+
+
+class Case(NamedTuple):
+    """A defense of `benchmarks/digits/`, how much it does, and the limits of two ratios."""
+
+    title: str
+    file: str
+    images: int
+    n: int
+    modes: tuple[tuple[str, int], ...] = ()  # those that stop early, and images
+    above_bare: float | None = None  # most that processes / bare may be
+    above_default: float = 1.0  # least that plain 1000 / processes may be
+    overrides: tuple[str, ...] = ()
+
+
+RESNET = (
+    "defense.args.classifier={kind: resnet_cifar, depth: 20}",
+    "defense.checkpoint=[]",
+    "data.name=cifar10-jpeg",
+    f"data.root={CIFAR}",
+)
 CASES = (
-    # title, benchmark file, images, n, limit of processes / bare
-    ("tiny CNN", "undefended", 8, 25_000, 1.25),
-    ("UNet + tiny CNN", "denoised-one_shot", 8, 5_000, 1.05),
+    Case("tiny CNN", "undefended", 16, 25_000, (("curtailed", 64), ("sequential", 500), ("hybrid", 500)), 1.25),
+    Case(
+        "UNet + tiny CNN",
+        "denoised-one_shot",
+        8,
+        5_000,
+        (("curtailed", 32), ("sequential", 128), ("hybrid", 128)),
+        1.05,
+    ),
+    Case("CIFAR ResNet-20", "undefended", 4, 2_500, above_default=2.5, overrides=RESNET),
 )
 
 
@@ -83,9 +115,9 @@ def prepared(name: str, count: int, n: int, *overrides: str):
     return defense, images, Certification(OmegaConf.to_container(cell), batch, count)
 
 
-def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
-    defense, images, job = prepared(name, count, n)
-    batch, rows = job.batch_rows, count * (N0 + n)
+def measure(case: Case) -> None:
+    defense, images, job = prepared(case.file, case.images, case.n, *case.overrides)
+    batch, rows = job.batch_rows, case.images * (N0 + case.n)
     ours = {kind: executors.make(kind, torch.get_num_threads(), None, {}) for kind in ("processes", "inline")}
     for executor in ours.values():
         engine(executor, job)  # workers start, networks warm up
@@ -97,7 +129,7 @@ def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
             spent.setdefault(f"bare {size}", []).append(
                 seconds(bare, defense, rows, size) * rows / (rows // size * size)
             )
-            spent.setdefault(f"plain {size}", []).append(seconds(plain, defense, images, n, size))
+            spent.setdefault(f"plain {size}", []).append(seconds(plain, defense, images, case.n, size))
     ours["processes"].close()
     medians = {key: statistics.median(values) for key, values in spent.items()}
     best = {kind: min((key for key in medians if key.startswith(kind)), key=medians.get) for kind in ("bare", "plain")}
@@ -105,22 +137,22 @@ def measure(title: str, name: str, count: int, n: int, limit: float) -> None:
     def ratio(above: str, below: str) -> float:
         return statistics.median(a / b for a, b in zip(spent[above], spent[below], strict=True))
 
-    print(f"{title}: {rows:,} rows, batch found {batch}, {torch.get_num_threads()} threads")
+    print(f"{case.title}: {rows:,} rows, batch found {batch}, {torch.get_num_threads()} threads")
     for key, value in sorted(medians.items(), key=lambda item: item[1]):
         print(f"  {key:12} {value:7.2f} s  {rows / value:10,.0f} rows/s")
-    for kind, bar in (("processes", f"  (limit {limit})"), ("inline", "")):
-        print(f"  {kind} / {best['bare']} (its best)   {ratio(kind, best['bare']):.3f}{bar}")
-    bar = "  (limit 1.0: never slower)"
-    print(f"  {best['plain']} (its best) / processes  {ratio(best['plain'], 'processes'):.3f}{bar}")
-    print(f"  plain 1000 / processes  {ratio('plain 1000', 'processes'):.3f}")
-    measure_modes(name, 8 * count, n, int(best["bare"].split()[1]), limit)
+    limit = f"  (limit {case.above_bare})" if case.above_bare else ""
+    print(f"  processes / {best['bare']} (its best)   {ratio('processes', best['bare']):.3f}{limit}")
+    print(f"  inline / {best['bare']} (its best)   {ratio('inline', best['bare']):.3f}")
+    print(f"  {best['plain']} (its best) / processes  {ratio(best['plain'], 'processes'):.3f}  (at least 1)")
+    print(f"  plain 1000 / processes  {ratio('plain 1000', 'processes'):.3f}  (at least {case.above_default:g})")
+    measure_modes(case, int(best["bare"].split()[1]), limit)
 
 
-def measure_modes(name: str, count: int, n: int, batch: int, limit: float) -> None:
+def measure_modes(case: Case, batch: int, limit: str) -> None:
     """Seconds per draw of the modes that stop early, against bare forward passes at their best batch size."""
     executor = executors.make("processes", torch.get_num_threads(), None, {})
-    for mode in MODES:
-        defense, _, job = prepared(name, count, n, f"certify.mode={mode}")
+    for mode, count in case.modes:
+        defense, _, job = prepared(case.file, count, case.n, f"certify.mode={mode}", *case.overrides)
         engine(executor, job)
         ratios = []
         for _ in range(ROUNDS):
@@ -128,11 +160,14 @@ def measure_modes(name: str, count: int, n: int, batch: int, limit: float) -> No
             rows = engine(executor, job)
             spent = time.perf_counter() - start
             ratios.append(spent / (seconds(bare, defense, rows, batch) * rows / (rows // batch * batch)))
-        share = rows / (count * (N0 + n))
-        print(f"  {mode} / bare, per draw  {statistics.median(ratios):.3f}  (limit {limit}; draws {share:.0%} of n)")
+        share = rows / (count * (N0 + case.n))
+        print(f"  {mode} / bare, per draw  {statistics.median(ratios):.3f}{limit}; draws {share:.0%} of n")
     executor.close()
 
 
 if __name__ == "__main__":
     for case in CASES:
-        measure(*case)
+        if CIFAR.is_dir() or "CIFAR" not in case.title:
+            measure(case)
+        else:
+            print(f"{case.title}: not measured, no images in {CIFAR}; set DRBENCH_SHARED")

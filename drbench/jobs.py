@@ -17,6 +17,7 @@ from drbench.data import Images
 from drbench.executors import Answer, Work
 from drbench.record import Row
 
+ROUNDS = 8  # of images that a worker takes at least: what it holds when nothing waits any more, others cannot do
 THREADS = torch.get_num_threads()  # torch's default
 
 
@@ -48,6 +49,7 @@ class Certification:
         engine = header.engine(cell, images, defense)
         share = -(-self.images // workers) * (cell.certify.n0 + cell.certify.n)
         rows = largest_useful(self.batch_rows, share, defense.device)
+        at_once = max(1, self.images // (ROUNDS * workers)) if workers > 1 else None
 
         def work(units: Iterable[int]) -> Iterator[Answer]:
             now = {"rows": rows}
@@ -60,6 +62,7 @@ class Certification:
                     images.ids,
                     images.y.tolist(),
                     self.done,
+                    at_once,
                     rows=units,
                     batch_rows=rows,
                     backed_off=lambda rows: now.update(rows=rows),

@@ -21,7 +21,7 @@ from drbench.attacks.parallel import in_parts
 from drbench.attacks.suite import Found, Suite, check
 from drbench.attacks.threat import threat
 from drbench.certifiers import gaussian, kinds
-from drbench.certifiers.batching import find_batch_rows
+from drbench.certifiers.batch_size import find_batch_rows
 from drbench.certifiers.noise import sampling
 from drbench.data import Images
 from drbench.progress import Progress

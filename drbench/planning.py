@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from drbench import build, config, cost, datasets, execution, header, needs, record, stats, stopping
 from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
-from drbench.certifiers.batching import Forward, find_batch_rows, workers
+from drbench.certifiers.batch_size import find_batch_rows
+from drbench.certifiers.batching import Forward, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.data import Images
 from drbench.data.subsets import choose, label

@@ -33,7 +33,7 @@ from drbench import (
 )
 from drbench.api import DrbenchError
 from drbench.certifiers import kinds
-from drbench.certifiers.batching import find_batch_rows
+from drbench.certifiers.batch_size import find_batch_rows
 from drbench.data import Images
 from drbench.executors.units import Units
 from drbench.jobs import THREADS, Certification, prepare

@@ -21,7 +21,7 @@ from drbench.certifiers.gaussian import Observation, check_draws, check_images
 from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.evidence import Stage
 
-BATCHES_A_ROUND = 4  # per worker, as long as undecided images last: a kill loses their draws, a few dozen batches
+BATCHES_A_ROUND = 2  # per worker, as long as images last; no more, since a kill loses the draws of open images
 
 
 @dataclass
@@ -57,6 +57,7 @@ def observe(
     block: int = 100,
     smoothing: Smoothing = PLAIN,
     labels: Sequence[int] | None = None,
+    at_once: int | None = None,
     batch_rows: int = 1000,
     rows: Iterable[int] | None = None,
     backed_off: Callable[[int], None] = lambda rows: None,
@@ -76,6 +77,8 @@ def observe(
         Of those of the M images that are not among `rows` (None: failed); `tolerance` counts them too.
     n : int
         Budget of estimation draws per image.
+    at_once : int, optional
+        Images that are drawn on side by side at most, unless a tolerance needs all of them.
     defense, x, ids, sigma, n0, seed, block, smoothing, labels, batch_rows, rows, backed_off
         As in `gaussian.observe`.
     """
@@ -87,15 +90,18 @@ def observe(
     rule = stopping.rule(mode, targets, n, alpha, give_up=give_up, block=block, sequence=sequence, noise=smoothing.kind)
     points, table = rule.points.tolist(), stopping.Table(rule, tolerance, done, len(x))
     most = largest_useful(batch_rows, len(x) * (n0 + n), defense.device)
-    # A table is stopped as a whole: all its images go on in step.
-    width = len(x) if tolerance is not None else max(1, BATCHES_A_ROUND * workers(defense.device) * most // block)
+    at_once = at_once or len(x)
     waiting, open_, ended = iter(range(len(x)) if rows is None else rows), dict[int, _Open](), 0
     while True:
-        for row in islice(waiting, width - len(open_)):
+        requests = list(_round(open_, ids, points, n0))
+        lacking = BATCHES_A_ROUND * workers(defense.device) * most - sum(request.draws for request in requests)
+        more = max(not open_, min(at_once - len(open_), lacking // (n0 + points[0])))
+        # A table is stopped as a whole: all its images go on in step.
+        for row in islice(waiting, max(0, more) if tolerance is None else len(x)):
             open_[row] = _Open(None if labels is None else {int(labels[row]): 0})
+            requests += _round({row: open_[row]}, ids, points, n0)
         if not open_:
             return
-        requests = list(_round(open_, ids, points, n0))
         total = sum(request.draws for request in requests)
         # Late rounds hold few draws: their batches are smaller, not padded.
         forward = Forward(defense, sigma, even(total, largest_useful(most, total, defense.device)), backed_off)

@@ -7,10 +7,11 @@ many images, so counts do not depend on batch size, image order, or where a run 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -95,14 +96,28 @@ def count_votes(
     """
     carried = np.zeros(forward.defense.num_classes + 2, np.int64)
     flat = x.flatten(1).numpy()
-    with _pool(forward.device) as pool:
+    work = partial(_count, forward, flat=flat, smoothing=smoothing)
+    for batch, counts in _side_by_side(
+        work, _batches(requests, forward.sigma, seed, block, forward.rows), forward.device
+    ):
+        yield from _settle(batch, counts, carried)
+
+
+def _side_by_side(
+    work: Callable[[_Batch], np.ndarray], batches: Iterable[_Batch], device: torch.device
+) -> Iterator[tuple[_Batch, np.ndarray]]:
+    """Each batch and its counts, in order."""
+    if workers(device) == 1:  # no thread: two that pass the interpreter to and fro cost a small network a fifth more
+        yield from ((batch, work(batch)) for batch in batches)
+        return
+    with _pool(device) as pool:
         pending: deque[tuple[_Batch, Future]] = deque()
-        for batch in _batches(requests, forward.sigma, seed, block, forward.rows):
-            pending.append((batch, pool.submit(_count, forward, batch, flat, smoothing)))
-            if len(pending) > workers(forward.device):  # one batch waits, so that no worker does
-                yield from _settle(*pending.popleft(), carried)
-        while pending:
-            yield from _settle(*pending.popleft(), carried)
+        for batch in batches:
+            pending.append((batch, pool.submit(work, batch)))
+            if len(pending) > workers(device):  # one batch waits, so that no worker does
+                first, counts = pending.popleft()
+                yield first, counts.result()
+        yield from ((batch, counts.result()) for batch, counts in pending)
 
 
 @contextmanager
@@ -168,9 +183,9 @@ def _on_device(forward: Forward, rows: np.ndarray) -> Tensor:
     return noisy.pin_memory().to(forward.device, non_blocking=True) if forward.device.type == "cuda" else noisy
 
 
-def _settle(batch: _Batch, counts: Future[np.ndarray], carried: np.ndarray) -> Iterator[Votes]:
+def _settle(batch: _Batch, counts: np.ndarray, carried: np.ndarray) -> Iterator[Votes]:
     """Yield the requests that this batch completes; `carried` keeps the counts of one that goes on."""
-    for position, (request, row) in enumerate(zip(batch.requests, counts.result(), strict=True)):
+    for position, (request, row) in enumerate(zip(batch.requests, counts, strict=True)):
         carried += row
         if position < len(batch.requests) - 1 or batch.last_is_complete:
             *votes, nonfinite, uncertain = carried.tolist()

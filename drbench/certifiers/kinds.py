@@ -50,16 +50,18 @@ def observe(
     ids: Sequence[int | str],
     labels: Sequence[int],
     done: Sequence[Evidence | None] = (),
+    at_once: int | None = None,
     **run,
 ) -> Iterator[Observation]:
-    """Evidence about images as `engine` describes it; `run` (batch_rows, rows, backed_off) does not change it.
+    """Evidence about images as `engine` describes it; what comes after `done` does not change it.
 
     `labels` are looked at only if the engine tests the true class; `done` is the evidence of the other images of the
-    table (None: failed).
+    table (None: failed); `at_once` is for observers that draw on several images side by side.
     """
     observer, own = KINDS["adaptive" if "mode" in engine.get("options", {}) else engine["certifier"]]
     keys = {key: engine[key] for key in ("n0", "n", "block", "seed")} | own(engine)
     keys |= {"smoothing": smoothing(engine)} if observer is not lipschitz.observe else {}
     keys |= {"labels": labels} if engine.get("select") == "label" else {}
     keys |= {"done": done} if OF_A_TABLE in engine else {}
+    keys |= {"at_once": at_once} if observer is adaptive.observe else {}
     return observer(defense, x, ids, **keys, **run)

@@ -53,6 +53,7 @@ def test_stops_do_not_depend_on_batches_or_order():
         return {image: found.evidence.to_json() for image, found in stopped("hybrid", **changes).items()}
 
     assert evidence() == evidence(rows=64) == evidence(order=range(29, -1, -1)) == evidence(rows=4096)
+    assert evidence() == evidence(at_once=1) == evidence(at_once=7, rows=4096)
 
 
 def test_draws_are_the_first_of_the_fixed_mode():

@@ -8,7 +8,8 @@ from scipy import stats as reference
 from drbench import stats
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import gaussian
-from drbench.certifiers.batching import Forward, find_batch_rows
+from drbench.certifiers.batch_size import find_batch_rows
+from drbench.certifiers.batching import Forward
 from drbench.certifiers.engine import Request, count_votes
 from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
