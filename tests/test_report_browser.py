@@ -211,6 +211,17 @@ def test_everything_is_reached_by_keyboard_and_focus_is_seen(open_page, page_fil
     assert page.get_by_role("dialog").is_visible()
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.className") == "open"
+    cell = page.locator("#board-0 td[data-radius]").first
+    for _ in range(cell.evaluate("e => e.cellIndex")):
+        page.keyboard.press("ArrowRight")
+    assert cell.evaluate("e => e === document.activeElement && getComputedStyle(e).outlineStyle !== 'none'")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("dialog").locator("select").input_value() == "certified at r"
+    page.keyboard.press("Escape")
+    assert cell.evaluate("e => e === document.activeElement")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.closest('tr').rowIndex") == 2
 
 
 def test_nothing_in_a_record_runs(open_page, tmp_path):

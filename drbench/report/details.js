@@ -100,11 +100,29 @@ function open(number, radius) {
 dialog.querySelector(".close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // outside of its content
 dialog.addEventListener("close", () => history.replaceState(null, "", "#"));
-document.getElementById("main").addEventListener("click", (event) => {
+const main = document.getElementById("main");
+main.addEventListener("click", (event) => {
   const cell = event.target.closest("button.open, td[data-radius], td[data-run]");
   if (!cell) return;
   const number = cell.dataset.run ?? cell.closest("tr").dataset.run;
   if (number !== undefined) open(number, cell.dataset.radius && Number(cell.dataset.radius));
+});
+// From the name of a row, arrow keys go from cell to cell, so that Tab need not stop at each of them.
+const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+main.addEventListener("keydown", (event) => {
+  const cell = event.target.closest("tbody :is(td, th)");
+  if (!cell || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.key === "Enter" && event.target === cell) {
+    event.preventDefault(); // or it would press the first button of the dialog
+    cell.click();
+  }
+  if (!(event.key in STEPS)) return;
+  const [down, right] = STEPS[event.key], rows = [...cell.closest("tbody").rows].filter((row) => !row.hidden);
+  const next = rows[rows.indexOf(cell.parentElement) + down]?.cells[cell.cellIndex + right];
+  if (!next) return;
+  event.preventDefault();
+  next.tabIndex = -1;
+  (next.querySelector("button, summary") ?? next).focus();
 });
 const linked = () => { const found = /^#run-(\d+)$/.exec(location.hash); if (found) open(found[1]); };
 window.addEventListener("hashchange", linked);
