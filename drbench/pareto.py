@@ -16,6 +16,7 @@ from drbench.saving import save
 from drbench.summary import METHOD, method_name
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+DRAWN = (0.0, 0.25, 0.5)  # in figures, a panel each
 GROUP = [*summary.DATA, "certifier", "sigmas"]  # rows that are compared with each other
 
 NOTES = """\

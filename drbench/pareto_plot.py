@@ -13,11 +13,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pandas import DataFrame
 
 from drbench import pareto, plots, summary
+from drbench.curves import COLOURS
 from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.summary import METHOD
 
-RADII = (0.0, 0.25, 0.5)
 COSTS = {"": ("evaluations", "network evaluations per image"), "-seconds": ("seconds_per_image", "seconds per image")}
 MARKERS = "os^DvPX*<>hpd"
 
@@ -28,7 +28,7 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     x: network evaluations per image, or seconds, both logarithmic. y: certified accuracy in % with 95 % Clopper-Pearson
     intervals over the images. The step line is the front: the best accuracy for at most that cost.
     """
-    stem, table, paths = Path(stem), pareto.frame(runs, RADII), []
+    stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
     for suffix, (column, label) in COSTS.items():
         with matplotlib.rc_context(plots.STYLE):
             figure = _draw(table[table[column] > 0], column, label)
@@ -47,16 +47,15 @@ def _draw(table: DataFrame, column: str, label: str) -> Figure:
     groups = list(table.groupby(pareto.GROUP, sort=False))
     methods = {key: summary.method_name(next(part.itertuples())) for key, part in table.groupby(METHOD, sort=False)}
     styles = {
-        key: {"color": plots.COLOURS[i % len(plots.COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, key in enumerate(methods)
+        key: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, key in enumerate(methods)
     }
     legend_rows = -(-len(methods) // 4)
-    height = 3.1 * len(RADII) + 0.25 * legend_rows + 0.4
+    height = 3.1 * len(pareto.DRAWN) + 0.25 * legend_rows + 0.4
     figure = Figure(figsize=(max(8, 4.6 * len(groups)), height), dpi=100, layout="constrained")
-    grid = figure.subplots(len(RADII), len(groups), sharex="col", squeeze=False)
+    grid = figure.subplots(len(pareto.DRAWN), len(groups), sharex="col", squeeze=False)
     for across, (_, part) in enumerate(groups):
         first = next(part.itertuples())
-        for down, radius in enumerate(RADII):
+        for down, radius in enumerate(pareto.DRAWN):
             axes = grid[down, across]
             _panel(axes, part[part["radius"] == radius], column, styles)
             axes.set_title(f"{first.dataset} {first.subset}, {summary.where(first)}, r ≥ {radius:g}", fontsize=10)

@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from drbench.errors import DrbenchError
@@ -186,7 +187,7 @@ class Run:
     def wanted(self) -> list[int | str]:
         return self.header["data"]["ids"]
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         return all(map(self.rows.__contains__, self.wanted))
 

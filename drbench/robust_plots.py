@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from drbench import robust_tables
-from drbench.plots import COLOURS, MARKERS, save
+from drbench.curves import COLOURS
+from drbench.plots import MARKERS, save
 from drbench.record import Run
+from drbench.robust_tables import LINE, PANEL
 
-PANEL, LINE = ["dataset", "subset", "norm"], ["defense", "variant", "sigma", "preset"]
 KINDS = (("average", "-", 1.8), ("worst", ":", 1.2))  # kind, marker line, width
 
 

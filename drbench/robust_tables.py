@@ -17,6 +17,7 @@ from drbench.saving import save
 from drbench.tables import MD, TEX
 
 THREAT = ["dataset", "subset", "norm", "eps"]
+PANEL, LINE = ["dataset", "subset", "norm"], ["defense", "variant", "sigma", "preset"]  # of figures
 KINDS = Robustness._fields  # average, majority, worst, one_shot
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "stadv": "StAdv, displacement in pixels"}
 

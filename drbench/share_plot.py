@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from drbench import plots, quantities, summary
+from drbench import curves, plots, quantities, summary
 from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.summary import METHOD
@@ -48,7 +48,7 @@ def _tidy(row, shares: Sequence[float]) -> DataFrame:
 
 
 def _draw(tidy: DataFrame) -> Figure:
-    styles, levels = plots.line_styles(tidy), sorted(tidy["sigma"].unique())
+    styles, levels = curves.line_styles(tidy), sorted(tidy["sigma"].unique())
     lines: dict[str, Line2D] = {}
     figure = Figure(figsize=(5 * max(2, len(levels)), 5), dpi=100, layout="constrained")
     for axes, sigma in zip(figure.subplots(1, len(levels), sharey=True, squeeze=False)[0], levels, strict=True):

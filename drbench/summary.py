@@ -15,7 +15,7 @@ from pandas import DataFrame
 
 from drbench import noises, quantities, stats
 from drbench.errors import DrbenchError
-from drbench.evidence import ABSTAIN
+from drbench.evidence import ABSTAIN, Certificate
 from drbench.quantities import QUANTILES
 from drbench.record import Run
 
@@ -48,10 +48,17 @@ def certified(run: Run, norm: str | None = None) -> DataFrame:
     return run.memory[key].copy()
 
 
+def conclusions(run: Run) -> list[Certificate | None]:
+    """`stats.conclusion` of each recorded image, in the order of the subset; found once for a run."""
+    key = "conclusions", repr(run.header["engine"])
+    if key not in run.memory:
+        run.memory[key] = [stats.conclusion(run.header["engine"], row) for row in run.ordered()]
+    return run.memory[key]
+
+
 def _certified(run: Run, norm: str | None) -> DataFrame:
     engine, rows = run.header["engine"], []
-    for row in run.ordered():
-        found = stats.conclusion(engine, row)
+    for row, found in zip(run.ordered(), conclusions(run), strict=True):
         prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
         second = found.detail.get("radius_multiclass", 0.0) if found and found.detail.get("class") == row.label else 0.0
         radius, second = (_printed(engine, in_norm(run, value, norm)) for value in (radius, second))
@@ -187,8 +194,10 @@ def noise(engine: Mapping) -> str:
 
 def place(run: Run) -> str:
     """Folder below `runs/` or `attacks/`, else its own name: an absolute path names a machine or a user."""
-    parts = run.folder.resolve().parts
-    return "/".join(parts[-2:]) if parts[-3:-2] in (("runs",), ("attacks",)) else parts[-1]
+    if "place" not in run.memory:  # looked for again and again, and the file system must be asked
+        parts = run.folder.resolve().parts
+        run.memory["place"] = "/".join(parts[-2:]) if parts[-3:-2] in (("runs",), ("attacks",)) else parts[-1]
+    return run.memory["place"]
 
 
 def _frame_of(run: Run, radii: np.ndarray, norm: str) -> DataFrame:

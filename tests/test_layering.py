@@ -74,16 +74,17 @@ MAY_IMPORT = {
     "logs": (LEAVES | {"evidence", "record", "stats"}, {"scipy"}),
     "beside": ({"summary"}, {"pandas"}),
     "tables": (LEAVES | {"beside", "saving", "summary"}, {"pandas"}),
-    "plots": (LEAVES | {"record", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "curves": (LEAVES | {"record", "summary"}, {"numpy", "pandas"}),
+    "plots": (LEAVES | {"curves", "record", "summary"}, {"pandas", "matplotlib"}),
     "pareto": (LEAVES | {"record", "saving", "summary"}, {"pandas"}),
-    "pareto_plot": (LEAVES | {"pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
-    "share_plot": (LEAVES | {"plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
+    "pareto_plot": (LEAVES | {"curves", "pareto", "plots", "record", "summary"}, {"pandas", "matplotlib"}),
+    "share_plot": (LEAVES | {"curves", "plots", "quantities", "record", "summary"}, {"numpy", "pandas", "matplotlib"}),
     "robust_tables": (LEAVES | {"record", "robustness", "saving", "summary", "tables"}, {"pandas"}),
-    "robust_plots": ({"plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
+    "robust_plots": ({"curves", "plots", "record", "robust_tables"}, {"matplotlib", "numpy", "pandas"}),
     "report.": (
         LEAVES
-        | {"claim_tables", "claims", "evidence", "halting", "head_to_head", "pareto", "pareto_plot"}
-        | {"plots", "record", "report", "robust_plots", "robust_tables", "stats", "summary", "tables"}
+        | {"claim_tables", "claims", "curves", "evidence", "halting", "head_to_head", "pareto"}
+        | {"record", "report", "robust_tables", "stats", "summary", "tables"}
         | {"verify", "weights"},
         {"pandas", "jinja2", "markupsafe", "plotly"},
     ),

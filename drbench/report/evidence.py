@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from drbench import stats, summary
-from drbench.evidence import ABSTAIN, Answers, Stage
+from drbench.evidence import ABSTAIN, Answers, Certificate, Stage
 from drbench.record import Row, Run
 
 CERTIFIED = ["image", "label", "answer", "radius", "p lower", "selection votes", "estimation votes", "note"]
@@ -21,21 +21,20 @@ def of(run: Run) -> dict:
     if run.task == "attack":
         columns, rows = ATTACKED, [_attacked(row) for row in run.ordered()]
     else:
-        found = summary.certified(run).itertuples()
-        columns, rows = CERTIFIED, [_certified(run, *each) for each in zip(run.ordered(), found, strict=True)]
+        found = zip(run.ordered(), summary.conclusions(run), summary.certified(run).radius, strict=True)
+        columns, rows = CERTIFIED, [_certified(run, *each) for each in found]
     used = [i for i in range(len(columns)) if any(row[i] not in ("", None) for row in rows)]
     return {"task": run.task, "columns": [columns[i] for i in used], "rows": [[row[i] for i in used] for row in rows]}
 
 
-def _certified(run: Run, row: Row, found) -> list:
-    certificate = stats.conclusion(run.header["engine"], row)
+def _certified(run: Run, row: Row, certificate: Certificate | None, radius: float) -> list:
     if certificate is None:
         return [row.id, row.label, "error", 0, None, "", "", row.error or "no evidence"]
     answer = "abstains" if certificate.prediction == ABSTAIN else certificate.prediction
     stages = row.evidence.stages if row.evidence else ()
     several = len(stats.levels(run.header["engine"])) > 1
     votes = (" / ".join(_stage(stage, name, several) for stage in stages) for name in ("select", "votes"))
-    return [row.id, row.label, answer, found.radius, _p_lower(certificate.detail), *votes, _note(certificate.detail)]
+    return [row.id, row.label, answer, radius, _p_lower(certificate.detail), *votes, _note(certificate.detail)]
 
 
 def _p_lower(detail: Mapping) -> float | None:

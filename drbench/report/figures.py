@@ -7,11 +7,12 @@ from itertools import accumulate
 
 from pandas import DataFrame
 
-from drbench import pareto, pareto_plot, plots, robust_tables, summary
+from drbench import pareto, robust_tables, summary
+from drbench.curves import COLOURS, NORMS, Panel, curve_frame, line_styles, panels_of, thinned
 from drbench.record import Run
 from drbench.report.book import Book, by_norm
 from drbench.report.marks import signs
-from drbench.robust_plots import LINE, PANEL
+from drbench.robust_tables import LINE, PANEL
 from drbench.summary import METHOD, method_name
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
@@ -61,23 +62,23 @@ def curves(book: Book) -> list[dict]:
 
 
 def _curves(book: Book, runs: Sequence[Run]) -> Iterator[dict]:
-    frame = plots.curve_frame(runs)
-    styles = plots.line_styles(frame)
-    for panel in plots.panels_of(frame):
+    frame = curve_frame(runs)
+    styles = line_styles(frame)
+    for panel in panels_of(frame):
         lines = [_curve(book, line, styles, panel.oracle) for line in panel.curves]
         lines += [_beside(_curve(book, line, styles, False), line) for line in panel.beside]
         limits, right = sorted(panel.ceilings.items()), _right(panel)
         beyond = ", ".join(f"{radius:.2f}" for radius, _ in limits if radius > right)
-        title = panel.title + ("" if panel.norm == "l2" else f", {plots.NORMS[panel.norm]}")
+        title = panel.title + ("" if panel.norm == "l2" else f", {NORMS[panel.norm]}")
         more = {"shape": "vh", "right": right, "rank": -1 if panel.oracle else len(panel.curves)}
         more |= {"note": f"Ceiling radii beyond the axis: {beyond}."} if beyond else {}
-        x = f"{plots.NORMS[panel.norm]} radius (pixel units)"
+        x = f"{NORMS[panel.norm]} radius (pixel units)"
         limits = [[_short(radius), label] for radius, label in limits if radius <= right]
         yield _panel([title], x, "certified accuracy (%)", lines, limits=limits, **more)
 
 
 def _curve(book: Book, line: DataFrame, styles: dict, oracle: bool) -> dict:
-    line = line[line.index.isin(plots.thinned(line).index) | (line["radius"] % 0.25 == 0)]
+    line = line[line.index.isin(thinned(line).index) | (line["radius"] % 0.25 == 0)]
     first = next(line.head(1).itertuples())
     style = styles[first.defense, first.variant]
     points = {"x": line["radius"].tolist(), "y": _percent(line["certified_accuracy"]),
@@ -98,7 +99,7 @@ def _dash(pattern) -> str:
     return "" if pattern == "-" else ",".join(f"{2 * part:g}px" for part in pattern[1])
 
 
-def _right(panel: plots.Panel) -> float:
+def _right(panel: Panel) -> float:
     """Right end of the axis: where the last line but the constant one has fallen to 0, or the ceiling before it."""
     reached = [line["radius"][line["certified_accuracy"] > 0].max() for line in (*panel.curves, *panel.beside)
                if line["defense"].iat[0] != "constant" or len(panel.curves) == 1]  # fmt: skip
@@ -114,11 +115,11 @@ def cost(book: Book) -> list[dict]:
 
 
 def _costs(book: Book, frame: DataFrame) -> Iterator[dict]:
-    frame = frame[frame["nfe"].notna() & frame["radius"].isin(pareto_plot.RADII)]
+    frame = frame[frame["nfe"].notna() & frame["radius"].isin(pareto.DRAWN)]
     if not len(frame):
         return
     frame = pareto.priced(frame, [book.runs[book.number("certify", place)] for place in frame["run"].unique()])
-    styles = {key: {"colour": plots.COLOURS[i % len(plots.COLOURS)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
+    styles = {key: {"colour": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
               for i, key in enumerate(frame[METHOD].drop_duplicates().itertuples(index=False, name=None))}  # fmt: skip
     for (*_, radius), part in frame.groupby([*pareto.GROUP, "radius"], sort=False):
         rows = list(part.itertuples())
@@ -175,5 +176,5 @@ def _attacked(book: Book, line: list, kind: str, place: int) -> dict:
     points |= {"x": [0.0, *(row.eps for row in line)], "text": ["clean", *(f"eps = {row.eps_text}" for row in line)]}
     numbers = [book.number("attack", row.run) for row in line]
     label = method_name(first) + (f" at σ = {first.sigma:g}" if first.sigma else "") + f", {first.preset}"
-    style = {"colour": plots.COLOURS[place % len(plots.COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)]}
+    style = {"colour": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)]}
     return _line(book, label, [numbers[0], *numbers], style, points) | {"images": first.images}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drbench import plots, record, stats, summary
+from drbench import curves, plots, record, stats, summary
 from drbench.errors import DrbenchError
 from tests.runs import make_cascade, make_run
 
@@ -30,7 +30,7 @@ def runs(tmp_path):
 
 def draw(runs):
     """The figure's axes, in the order of the panels."""
-    return plots._draw(plots.curve_frame(runs)).axes
+    return plots._draw(curves.curve_frame(runs)).axes
 
 
 def texts_of(svg) -> list[str]:
@@ -116,7 +116,7 @@ def test_a_method_looks_the_same_in_all_panels_and_unlike_the_others(runs):
 
 def test_thirty_five_methods_have_different_lines(tmp_path):
     many = summary.frame([make_run(tmp_path / str(i), [ALL], n=ALL, variant=f"{i:02}") for i in range(35)], radii=[0.0])
-    assert len({str(style) for style in plots.line_styles(many).values()}) == 35
+    assert len({str(style) for style in curves.line_styles(many).values()}) == 35
 
 
 def test_bands_are_the_intervals(tmp_path):
