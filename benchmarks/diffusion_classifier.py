@@ -128,7 +128,7 @@ def main() -> None:
     units = [plain + 3 * tracked for plain, tracked in (rows["ours"], rows["jacobian, batched"])]
     print(f"  ours / jacobian, batched       {ratio('ours', 'jacobian, batched'):.3f} of the time (limit {LIMIT})")
     print(f"                                 {units[0] / units[1]:.3f} of the evaluations, forward + backward = 3")
-    print(f"  ours / jacobian, single        {ratio('ours', 'jacobian, single'):.3f} of the time")
+    print(f"  ours / jacobian, single        {ratio('ours', 'jacobian, single'):.3f} of the time (limit {LIMIT})")
     slower = ratio("logits, one image and class", "logits, batched")
     print(f"  logits one by one / batched    {slower:.2f} of the time (bar: 3)")
 

@@ -60,7 +60,8 @@ def _row(run: Run) -> dict:
         "forwards": sum(each.forwards for each in tried) / len(rows),
         "gradient": defense["gradient"], "seconds_per_image": sum(row.seconds for row in run.rows.values()) / len(rows),
         "weights": " ".join(sorted(sha256[:8] for sha256 in defense.get("checkpoints", {}).values())),
-        "flags": "; ".join(run.header["flags"]), "marks": ", ".join([*run.marks, *["damaged"] * damaged]),
+        "audited": len(run.header.get("audit", {}).get("ids", [])), "flags": "; ".join(run.header["flags"]),
+        "marks": ", ".join([*run.marks, *["damaged"] * damaged]),
         "run": summary.place(run),
     }  # fmt: skip
 
@@ -79,7 +80,8 @@ NOTES = """\
 - σ: noise that the deployed defense adds to its input. Evaluations use randomness that no attack saw, and that did not
   choose among their examples either.
 - strongest: the attack whose examples were kept for most images. gradients, forwards: evaluations of the whole defense
-  per image that the attacks and the choice among their examples took, with and without a gradient."""
+  per image that the attacks and the choice among their examples took, with and without a gradient.
+- audited: images on which the attack itself was checked. flags: what these checks found, and other marks."""
 
 
 def render_markdown(table: DataFrame) -> str:
@@ -91,8 +93,8 @@ def render_markdown(table: DataFrame) -> str:
         tries = ", ".join(f"{m}" for m in sorted(part["worst_of"].unique()))
         head = ["defense", "σ", "decision", "N", "images", "average (clean)", "majority (clean)",
                 f"worst-of-{tries} (clean)", "one-shot (clean)", "strongest", "gradients", "forwards", "preset",
-                "flags"]  # fmt: skip
-        text += [f"| {' | '.join(head)} |", "|---|---:|---" + "|---:" * 6 + "|---|---:|---:|---|---|"]
+                "audited", "flags"]  # fmt: skip
+        text += [f"| {' | '.join(head)} |", "|---|---:|---" + "|---:" * 6 + "|---|---:|---:|---|---:|---|"]
         text += [f"| {' | '.join(_cells(row))} |" for row in part.itertuples()]
         text.append("")
     return "\n".join([*text, "## Notes", "", NOTES]) + "\n"
@@ -105,7 +107,8 @@ def _cells(row) -> Iterator[str]:
         low, high, clean = (getattr(row, name) for name in (f"{kind}_low", f"{kind}_high", f"clean_{kind}"))
         yield f"{_percent(getattr(row, kind))} [{_percent(low)}, {_percent(high)}] ({_percent(clean)})"
     yield f"{row.attack} ({100 * row.attack_share:.0f} %)".translate(MD) if row.attack else "–"
-    yield from (f"{row.gradients:,.0f}", f"{row.forwards:,.0f}", row.preset, _flags(row).translate(MD) or "–")
+    yield from (f"{row.gradients:,.0f}", f"{row.forwards:,.0f}", row.preset, str(row.audited))
+    yield _flags(row).translate(MD) or "–"
 
 
 def _flags(row) -> str:

@@ -153,12 +153,13 @@ def rerun(folder: Path) -> list[str]:
     (cell,) = config.load(folder / "config.yaml")
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
     images = build.images(cell)
-    if _identity(cell, checkpoints) != run.header["identity"]:
+    if identity_of(cell, checkpoints) != run.header["identity"]:
         return ["the weights are not those of the run"]
     return attack_job.rerun(run, cell, prepare(cell, images, {}))
 
 
-def _identity(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str:
+def identity_of(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str:
+    """Of the run of a config with these weights, and with those of the defenses that its attacks transfer from."""
     others = attack_job.source_weights(cell).values() if cell.task == "attack" else []
     return config.identity(cell, [found.sha256 for part in (checkpoints, *others) for found in part])
 
@@ -181,7 +182,7 @@ def _run_cell(
     cell: DictConfig, crew: _Crew, options: Options, *, out: Path | None = None, folder: Path | None = None
 ) -> Path:
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
-    identity = _identity(cell, checkpoints)
+    identity = identity_of(cell, checkpoints)
     images = build.images(cell)
     if cell.task == "certify":
         stats.check_reach(header.engine(cell, images))
@@ -265,8 +266,7 @@ def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int, 
         if os.path.exists(folder / "run.json"):
             about = record.read_header(folder)
         else:
-            identity = config.identity(cell, [found.sha256 for found in checkpoints])
-            about = header.new(cell, identity, images, defense, checkpoints)
+            about = header.new(cell, identity_of(cell, checkpoints), images, defense, checkpoints)
         session = header.begin_session(about, cell, defense.device, rows, workers)
         header.note_flips(about, flips)
         record.write_header(folder, about)

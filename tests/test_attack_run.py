@@ -274,11 +274,14 @@ def test_bad_configs_are_explained(override, said, tmp_path):
 
 
 def test_other_defenses_are_transferred_from(tmp_path):
-    found = run(tmp_path, "attack.sources={cnn: {name: undefended, checkpoint: [digits/classifier]}}", limit=2)
+    sources = "attack.sources={cnn: {name: undefended, checkpoint: [digits/classifier]}}"
+    found = run(tmp_path, sources, limit=2)
     assert list(found.header["engine"]["attacks"]) == ["pgd margin 10x4", "pgd margin 10 (from cnn)"]
     (hashes,) = found.header["engine"]["sources"].values()
     assert [len(text) for text in hashes] == [64] and verify.problems(found) == []
     assert {len(row.evidence.tried) for row in found.rows.values()} == {2}
+    assert runner.rerun(found.folder) == [] and found.header["identity"].startswith(found.folder.name[-8:])
+    assert len(run(tmp_path, sources, limit=3).rows) == 3
     for wrong, said in (("{cnn: undefended}", "attack.sources maps names"), ("{cnn: {name: nobody}}", "'nobody'")):
         with pytest.raises(DrbenchError, match=said):
             run(tmp_path, f"attack.sources={wrong}")

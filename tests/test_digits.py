@@ -9,6 +9,7 @@ import torch
 import drbench
 from benchmarks import readme, robust_rows
 from drbench import (
+    audit_job,
     claim_tables,
     claims,
     config,
@@ -17,6 +18,7 @@ from drbench import (
     head_to_head_tables,
     record,
     robust_tables,
+    runner,
     stats,
     summary,
     tables,
@@ -26,6 +28,7 @@ from drbench import (
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
+FILES = ROOT / "benchmarks" / "digits" / "full"
 DENOISED = ["digits/classifier", "digits/denoiser"]
 
 
@@ -127,12 +130,21 @@ def test_certified_accuracy_is_no_worse_than_a_first_prototype(curves, name, sig
     assert curves(name, sigma, radius) >= bar
 
 
+def test_the_full_job_knows_its_tracked_runs(monkeypatch):
+    """Its files and shipped weights lead to the tracked folders, so that `make digits-full` goes on from them."""
+    monkeypatch.chdir(ROOT)
+    expected = set()
+    for file in [*FILES.glob("*.yaml"), *FILES.glob("attack/*.yaml")]:
+        for cell in config.load(file):
+            identity = runner.identity_of(cell, [weights.resolve(name) for name in cell.defense.checkpoint])
+            expected.add(folder := runner.folder_of(cell, FULL.relative_to(ROOT), identity))
+            assert record.read(folder).header["identity"] == identity
+            assert cell.task != "attack" or audit_job.size(cell) == len(record.read(folder).header["audit"]["ids"])
+    assert expected == {path.relative_to(ROOT) for path in record.find([FULL])}
+
+
 def test_tracked_runs_verify():
-    folders, attacked = record.find([FULL / "runs"]), record.find([FULL / "attacks"])
-    assert len(attacked) == 56  # 22 under noise, 18 without, 3 of a cascade, 2 of DiffPure, 11 of diffusion classifiers
-    # seven rows at three noise levels, 12 of RCM, 6 of consistency purification, 2 of DiffPure, 4 cascades, 7 of DC
-    assert len(folders) == 52
-    for folder in [*folders, *attacked]:
+    for folder in record.find([FULL]):
         run = record.read(folder)
         assert verify.problems(run) == [] and run.complete and run.marks == [], folder
         assert len(run.rows) == run.header["data"]["images"]

@@ -9,6 +9,7 @@ author: to say why the loss fits the decision rule, and that every component was
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -20,6 +21,7 @@ from drbench.attacks import evaluate, probes
 from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import Keys
 from drbench.attacks.outcomes import POINT, Case
+from drbench.attacks.parallel import one_core_each
 from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
 from drbench.attacks.problem import Problem
@@ -38,12 +40,14 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
     x, y, ids, found
         A few images of the job, their labels and ids, and what the job found on them.
     """
-    case = Case(suite, x, y, tuple(ids), found)
     view = VIEWS["exact"](suite.defense, suite.sigma)
-    problem = Problem.of(view, suite.threat, case.x, case.y, case.ids, "audit", suite.seed, rows=suite.rows)
+    x, y = x.to(view.device), y.to(view.device)
+    problem = Problem.of(view, suite.threat, x, y, ids, "audit", suite.seed, rows=suite.rows)
     findings = list(probes.run(suite.defense, problem))
-    for check in CHECKS:
-        findings += check(case)
+    with one_core_each(suite.defense.device) as (pool, _, stop):
+        case = Case(replace(suite, notes=Counter(), stop=stop), x, y, tuple(ids), found)
+        for checked in pool.map(lambda check: list(check(case)), CHECKS):
+            findings += checked
     return findings
 
 
@@ -158,7 +162,8 @@ def other_streams(case: Case) -> Iterator[Finding]:
     yield Finding("seed", any(abs(gain) > chance for gain, chance in gaps), text)
 
 
-CHECKS = (zero_radius, random_noise, one_step, unbounded, monotone, budget, more_draws, gradient_free, loss_rises,
+# The longest first, because they run side by side.
+CHECKS = (more_draws, monotone, budget, unbounded, gradient_free, one_step, random_noise, zero_radius, loss_rises,
           other_streams)  # fmt: skip
 
 

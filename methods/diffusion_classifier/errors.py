@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from methods.diffusion_classifier.terms import Terms
 
-CHUNK = 256  # network rows per call: the fastest on a CPU; bounds the memory of both passes
+CHUNK = 512  # network rows per call: the fastest on a CPU; bounds the memory of both passes
 
 
 class Pairs(NamedTuple):
