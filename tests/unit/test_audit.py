@@ -133,6 +133,20 @@ class BatchNormed(Masked):
         return scores - scores.mean(0)
 
 
+class Searching(Masked):
+    """Takes a step of its own before it answers; `whole` if its gradient passes through the step."""
+
+    def __init__(self, whole, gradient="exact"):
+        super().__init__()
+        self.whole, self.gradient = whole, gradient
+
+    def logits(self, z, sigma, draws):
+        with torch.enable_grad():
+            x = z if z.requires_grad else z.detach().requires_grad_()
+            (step,) = torch.autograd.grad((10 * x).sin().sum(), x, create_graph=z.requires_grad)
+        return self.scores(z + (step if self.whole else step.detach()) / 100)
+
+
 class Training(Masked):
     def logits(self, z, sigma, draws):
         return self.scores(z)
@@ -164,6 +178,12 @@ def probed(defense):
 )
 def test_gradient_masking_is_flagged_before_any_attack(planted, flag):
     assert flag in probed(planted().eval())
+
+
+def test_gradients_inside_an_answer_are_flagged_unless_they_are_passed_on():
+    assert probed(Searching(whole=True).eval()) == []
+    assert probed(Searching(whole=False).eval()) == ["gradient-check"]
+    assert probed(Searching(whole=False, gradient="surrogate").eval()) == ["dynamic"]
 
 
 def test_training_mode_is_flagged():
