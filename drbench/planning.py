@@ -6,6 +6,7 @@ stops early would stop. Weights and images that are not here are replaced by ran
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from drbench import build, config, cost, datasets, execution, header, needs, record, stats, stopping
+from drbench import attack_planning, build, config, cost, datasets, execution, header, needs, record, stats, stopping
 from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
 from drbench.certifiers.batch_size import find_batch_rows
@@ -28,6 +29,7 @@ from drbench.jobs import prepare
 from drbench.record import Row
 
 DRAWS_PER_IMAGE, MOST_IMAGES, STREAMS = 50, 50, 20  # of the pilot; simulated streams per image of it
+STORED = 1024  # bytes of an attacked image's line, about; its two images come on top
 
 
 class Cost(NamedTuple):
@@ -45,10 +47,11 @@ class Cost(NamedTuple):
     disk: float  # bytes
     pilot: int  # images behind the estimate of early_rows
     random: str = ""  # "data", "weights" or both, that were not here
+    threat: str = ""  # of an attack: its rows are evaluations of the whole defense
 
 
 def measure(cells: Sequence[DictConfig]) -> list[Cost]:
-    """Cost of each resolved config, in mode fixed and in mode sequential."""
+    """Cost of each resolved config; of certifications in mode fixed and in mode sequential."""
     resident: dict = {}
     return [_measure(cell, resident) for cell in cells]
 
@@ -56,6 +59,14 @@ def measure(cells: Sequence[DictConfig]) -> list[Cost]:
 def _measure(cell: DictConfig, resident: dict) -> Cost:
     cell, images, count, absent = _stand_ins(cell)
     spec, defense, batch_rows = cell.certify, prepare(cell, images, resident), cell.run.batch_rows
+    name = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part)
+    if cell.task == "attack":
+        threat, spent = f"{cell.attack.norm} {cell.attack.eps}", attack_planning.measure(cell, images, count, defense)
+        sigmas = ", ".join(f"{sigma:g}" for sigma in config.levels(cell))
+        return Cost(
+            f"{name} {threat}", sigmas, count, spent.rows, spent.evaluations, spent.seconds, math.nan, math.nan,
+            _peak(defense), count * (STORED + 2 * images.x[0].nbytes), 0, absent, threat,
+        )  # fmt: skip
     if batch_rows == "auto":
         batch_rows = find_batch_rows(defense, spec.sigma, count * (spec.n0 + spec.n))
     if cell.run.compile:
@@ -72,7 +83,6 @@ def _measure(cell: DictConfig, resident: dict) -> Cost:
     if spec.kind == "gaussian" and not absent:
         early = engine["n0"] + _expected_draws(cell, pilot)
     line = _line(engine, scales, images)
-    name = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part)
     return Cost(
         name, ", ".join(f"{sigma:g}" for sigma in scales), count, count * per_image * len(scales),
         count * per_image * calls, seconds, count * early, seconds * early / per_image, memory,
@@ -85,7 +95,7 @@ def _stand_ins(cell: DictConfig) -> tuple[DictConfig, Images, int, str]:
     absent = sorted({need.kind for need in needs.missing([cell])})
     if "weights" in absent:
         cell = cell.copy()
-        cell.defense.checkpoint = []
+        cell.defense.checkpoint, cell.attack.sources = [], None
     if "data" not in absent:
         images = build.images(cell)
         return cell, images, len(images), " and ".join(absent)
@@ -152,13 +162,19 @@ def render(costs: Sequence[Cost]) -> str:
         lines.append((each.name, each.sigmas, f"{each.images:,}", *_numbers([each])))
     lines.append(("all", "", "", *_numbers(costs)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    pilot = min(each.pilot for each in costs)
-    notes = (
-        "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
-        f"SEQUENTIAL: estimated from the votes of {pilot} or more images in the timed batches. Cascades have no such "
-        "mode and are left out of its sum.\n"
-        "MEMORY: peak of this process, or reserved on the accelerator."
-    )
+    certified, notes = [each.pilot for each in costs if not each.threat], ""
+    if certified:
+        notes = (
+            "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
+            f"SEQUENTIAL: estimated from the votes of {min(certified)} or more images in the timed batches. Cascades "
+            "have no such mode and are left out of its sum.\n"
+        )
+    if len(certified) < len(costs):
+        notes += (
+            "ROWS of an attack: evaluations of the defense, with and without a gradient, verdicts and audit included; "
+            "what it takes if no image breaks early.\n"
+        )
+    notes += "MEMORY: peak of this process, or reserved on the accelerator."
     absent = dict.fromkeys(f"{each.random} of {each.name}" for each in costs if each.random)
     notes += "".join(f"\nNot here, and replaced by random ones: {each}." for each in absent)
     text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

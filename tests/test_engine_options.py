@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import drbench
-from drbench import config, record, runner, summary, tables, verify
+from drbench import attack_planning, config, record, runner, summary, tables, verify
 from drbench.cli import main
 from drbench.errors import DrbenchError
 
@@ -155,7 +155,25 @@ def test_plan_of_a_cascade_has_no_sequential_mode(capsys):
     assert main(["plan", str(file), "data.subset=first5", "run.batch_rows=64"]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     assert "1, 0.5, 0.25" in line and " -  " in line
-    assert f"{5 * 1100 * 3:,}" in line and f"{5 * 1100 * 6:,}" in line  # two network calls a row
+    assert f"{5 * 700 * 3:,}" in line and f"{5 * 700 * 6:,}" in line  # two network calls a row
+
+
+def test_plan_of_an_attack_is_what_it_takes(tmp_path, capsys):
+    os.chdir(ROOT)
+    words = ["attack.norm=linf", "attack.eps=1/8", "attack.preset=smoke", "attack.evaluations=12", "attack.select=6"]
+    words = [str(ROOT / "benchmarks/digits/attack/noise_augmented.yaml"), *words, "data.subset=first8"]
+    assert main(["plan", *words, str(UNDEFENDED)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("noise_augmented linf 1/8  0.25") and lines[2].startswith("undefended")
+    assert "ROWS: noisy draws" in lines[-3] or "ROWS: noisy draws" in lines[-4]
+    planned = int(lines[1].split()[5].replace(",", ""))
+    (folder,) = runner.run(config.load(words[0], words[1:]), tmp_path)
+    taken = sum(record.read(folder).header["cost"]["network_evaluations"].values())
+    assert taken <= planned <= 1.1 * taken
+    capsys.readouterr()
+    assert main(["plan", *words, "attack.audit=2"]) == 0
+    audited = int(capsys.readouterr().out.splitlines()[1].split()[5].replace(",", ""))
+    assert audited == pytest.approx(planned + 2 * attack_planning.AUDIT * 45, abs=2)
 
 
 def test_notebook(runs):

@@ -145,8 +145,10 @@ MAY_IMPORT = {
         | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
+    "attack_planning": ({"api", "attack_job", "attacks", "audit_job", "cost", "data"}, {"numpy", "omegaconf"}),
     "planning": (
-        {"api", "build", "certifiers", "config", "cost", "data", "datasets", "evidence", "execution", "header", "jobs"}
+        {"api", "attack_planning", "build", "certifiers", "config", "cost", "data", "datasets", "evidence"}
+        | {"execution", "header", "jobs"}
         | {"needs", "record", "stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
