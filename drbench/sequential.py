@@ -9,9 +9,9 @@ betting martingale of Voracek 2024, "Treatment of statistical estimation problem
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from scipy import optimize, special
+from scipy import special
 
 from drbench.errors import DrbenchError
 
@@ -59,7 +59,14 @@ def share_above(votes: int, draws: int, alpha: float) -> float:
     low = 1e-12
     if excess(low) < 0:
         return 0.0
-    return top if excess(top) >= 0 else float(optimize.brentq(excess, low, top, xtol=1e-15))
+    return top if excess(top) >= 0 else root(excess, low, top, xtol=1e-15)
+
+
+def root(function: Callable[[float], float], low: float, high: float, **precision: float) -> float:
+    """Where a function changes its sign between two numbers, by Brent's method."""
+    from scipy.optimize import brentq  # half a second to import, and most commands never ask
+
+    return float(brentq(function, low, high, **precision))
 
 
 def checkpoints(most: int, block: int = 100, growth: float = 1.1) -> list[int]:

@@ -12,12 +12,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from drbench import noises
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate, Evidence, Stage
-from drbench.sequential import checkpoints, share_above, union_level
+from drbench.sequential import checkpoints, root, share_above, union_level
 
 VERSIONS = {
     "gaussian": 1,
@@ -66,7 +66,7 @@ def randomized_upper(k: int, n: int, alpha: float, uniform: float) -> float:
     low, high = cp_upper(k - 1, n, alpha), cp_upper(k, n, alpha)
     if excess(high) >= 0:  # u = 1, or rounding
         return high
-    return low if excess(low) <= 0 else float(optimize.brentq(excess, low, high, xtol=1e-300, rtol=1e-12))
+    return low if excess(low) <= 0 else root(excess, low, high, xtol=1e-300, rtol=1e-12)
 
 
 def _check_counts(k: int, n: int, alpha: float) -> None:
@@ -114,9 +114,9 @@ def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) 
         return (only_a - only_b - n * d) ** 2 - z * z * n * (2 * q + d * (1 - d))
 
     middle, beside = (only_a - only_b) / n, 1e-9  # without any difference the excess vanishes at the middle too
-    low = optimize.brentq(excess, -1, middle - beside) if excess(-1) > 0 else -1.0
-    high = optimize.brentq(excess, middle + beside, 1) if excess(1) > 0 else 1.0
-    return float(low), float(high)
+    low = root(excess, -1, middle - beside) if excess(-1) > 0 else -1.0
+    high = root(excess, middle + beside, 1) if excess(1) > 0 else 1.0
+    return low, high
 
 
 # ---- radii --------------------------------------------------------------------------------------------------------
