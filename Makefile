@@ -40,7 +40,7 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 	$(BIN)/drbench table $$runs --out results/digits/robust && \
 	$(BIN)/drbench plot $$runs --out results/digits/robust
 
-digits-full: setup  ## the same on all 500 test images, with more draws (an hour)
+digits-full: setup  ## the same on all 500 test images, with more draws (2 to 3 hours)
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) run.executor=processes --out results/digits/full
 	$(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full
 	$(MAKE) figures
