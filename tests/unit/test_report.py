@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scipy import special
 from drbench import record, stats, summary
 from drbench.errors import DrbenchError
 from drbench.report import render
+from drbench.report.attacked import audit
 from drbench.report.gather import gather
 from tests.runs import make_cascade, make_run
 
@@ -151,7 +153,9 @@ def test_attacks_show_settings_outcomes_and_flags():
     flagged = names["adversarial_training"]
     assert [badge.text for badge in flagged.badges] == ["audit budget"] and flagged.badges[0].alarm
     assert "not converged" in flagged.badges[0].meaning
-    assert flagged.cells[-1].text == "flags: budget" and names["denoised (one_shot)"].cells[-1].text == "none"
+    assert flagged.cells[-1].text == "flags: budget" and names["denoised (one_shot)"].cells[-1].text == "no flag"
+    unaudited = replace(runs[0], header={key: value for key, value in runs[0].header.items() if key != "audit"})
+    assert audit(unaudited).text == "none"
     assert all("¶" in cell.signs for cell in flagged.cells[3:8])
     run = page.runs[names["denoised (one_shot)"].run]
     facts = {group: dict(lines) for group, lines in run["facts"]}
