@@ -16,16 +16,15 @@ the folder that `DRBENCH_SHARED` names; its weights are random, which costs the 
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.resnets import SHARED
 from drbench import build, config, executors, weights
 from drbench.api import Defense, Draws
 from drbench.certifiers.batch_size import find_batch_rows
@@ -35,7 +34,7 @@ from drbench.jobs import Certification, prepare
 
 SIGMA, N0, ROUNDS = 0.5, 100, 5
 BATCHES = (100, 400, 1000, 4000)
-CIFAR = Path(os.environ.get("DRBENCH_SHARED", "../shared")).resolve() / "data" / "cifar10-jpeg"
+CIFAR = (SHARED / "cifar10-jpeg").resolve()
 
 
 class Case(NamedTuple):

@@ -29,7 +29,7 @@ from drbench.jobs import prepare
 from drbench.record import Row
 
 DRAWS_PER_IMAGE, MOST_IMAGES, STREAMS = 50, 50, 20  # of the pilot; simulated streams per image of it
-STORED = 1024  # bytes of an attacked image's line, about; its two images come on top
+STORED = 450  # bytes of an attacked image's line, about; its two images come on top
 
 
 class Cost(NamedTuple):
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
     disk: float  # bytes
     pilot: int  # images behind the estimate of early_rows
     random: str = ""  # "data", "weights" or both, that were not here
-    threat: str = ""  # of an attack: its rows are evaluations of the whole defense
+    attack: bool = False  # then its rows are evaluations of the whole defense
 
 
 def measure(cells: Sequence[DictConfig]) -> list[Cost]:
@@ -59,19 +59,19 @@ def measure(cells: Sequence[DictConfig]) -> list[Cost]:
 def _measure(cell: DictConfig, resident: dict) -> Cost:
     cell, images, count, absent = _stand_ins(cell)
     spec, defense, batch_rows = cell.certify, prepare(cell, images, resident), cell.run.batch_rows
-    name = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part)
+    name, scales = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part), config.levels(cell)
+    sigmas = ", ".join(f"{sigma:g}" for sigma in scales)
     if cell.task == "attack":
-        threat, spent = f"{cell.attack.norm} {cell.attack.eps}", attack_planning.measure(cell, images, count, defense)
-        sigmas = ", ".join(f"{sigma:g}" for sigma in config.levels(cell))
+        spent = attack_planning.measure(cell, images, count, defense)
         return Cost(
-            f"{name} {threat}", sigmas, count, spent.rows, spent.evaluations, spent.seconds, math.nan, math.nan,
-            _peak(defense), count * (STORED + 2 * images.x[0].nbytes), 0, absent, threat,
+            f"{name} {cell.attack.norm} {cell.attack.eps}", sigmas, count, *spent, math.nan, math.nan,
+            _peak(defense), count * (STORED + 2 * images.x[0].nbytes), 0, absent, attack=True,
         )  # fmt: skip
     if batch_rows == "auto":
         batch_rows = find_batch_rows(defense, spec.sigma, count * (spec.n0 + spec.n))
     if cell.run.compile:
         execution.compile_networks(defense, cell.run.cuda_graphs)
-    engine, scales = header.engine(cell, images, defense), config.levels(cell)
+    engine = header.engine(cell, images, defense)
     pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
     per_image = engine["n0"] + spec.n
     for sigma in scales:
@@ -84,7 +84,7 @@ def _measure(cell: DictConfig, resident: dict) -> Cost:
         early = engine["n0"] + _expected_draws(cell, pilot)
     line = _line(engine, scales, images)
     return Cost(
-        name, ", ".join(f"{sigma:g}" for sigma in scales), count, count * per_image * len(scales),
+        name, sigmas, count, count * per_image * len(scales),
         count * per_image * calls, seconds, count * early, seconds * early / per_image, memory,
         count * line, len(pilot), absent,
     )  # fmt: skip
@@ -162,7 +162,7 @@ def render(costs: Sequence[Cost]) -> str:
         lines.append((each.name, each.sigmas, f"{each.images:,}", *_numbers([each])))
     lines.append(("all", "", "", *_numbers(costs)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    certified, notes = [each.pilot for each in costs if not each.threat], ""
+    certified, notes = [each.pilot for each in costs if not each.attack], ""
     if certified:
         notes = (
             "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"

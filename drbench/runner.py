@@ -199,10 +199,11 @@ def _run_cell(
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
     if todo or audit_job.due(cell, begun):
         defense = prepare(cell, images, crew.resident)
+        blank = partial(header.new, cell, identity, images, defense, checkpoints)
         if cell.task == "attack":
-            _attack(cell, folder, images, todo, defense, checkpoints, done)
+            _attack(cell, folder, images, todo, defense, blank, done)
         else:
-            _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options, done)
+            _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
         _close(folder)  # killed between its last row and its last header
         attack_job.finish(folder)
@@ -231,10 +232,10 @@ def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_r
     return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
 
 
-def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
+def _attack(cell, folder, images, todo, defense, blank, done) -> None:
     """In this process, whatever the executor: an attack keeps all cores busy by itself."""
     rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
-    session, about = _begin(cell, folder, images, defense, checkpoints, rows, 1)
+    session, about = _begin(cell, folder, defense, blank, rows, 1)
     try:
         attack_job.observe(cell, folder, images, todo, defense, rows, done, about)
     finally:
@@ -242,11 +243,11 @@ def _attack(cell, folder, images, todo, defense, checkpoints, done) -> None:
     attack_job.finish(folder)
 
 
-def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, options, done) -> None:
+def _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done) -> None:
     executor = crew.executor(cell)
     rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
     flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
-    session, _ = _begin(cell, folder, images, defense, checkpoints, rows, executor.workers, flips)
+    session, _ = _begin(cell, folder, defense, blank, rows, executor.workers, flips)
     try:
         again = {images.ids[unit] for unit in todo}
         others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
@@ -259,14 +260,11 @@ def _certify(cell, folder, images, todo, defense, checkpoints, crew, begun, opti
         _close(folder, session, rows)
 
 
-def _begin(cell, folder, images, defense, checkpoints, rows: int, workers: int, flips=()) -> tuple[str, dict]:
-    """Name of a new session of the run, and its header, written."""
+def _begin(cell, folder, defense, blank, rows: int, workers: int, flips=()) -> tuple[str, dict]:
+    """Name of a new session of the run, and its header, written: the one that is there, or `blank()`."""
     _open(folder, cell)
     with record.locked(folder):
-        if os.path.exists(folder / "run.json"):
-            about = record.read_header(folder)
-        else:
-            about = header.new(cell, identity_of(cell, checkpoints), images, defense, checkpoints)
+        about = record.read_header(folder) if os.path.exists(folder / "run.json") else blank()
         session = header.begin_session(about, cell, defense.device, rows, workers)
         header.note_flips(about, flips)
         record.write_header(folder, about)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import drbench
-from drbench import attack_planning, config, record, runner, summary, tables, verify
+from drbench import config, record, runner, summary, tables, verify
+from drbench.attacks import audit
 from drbench.cli import main
 from drbench.errors import DrbenchError
 
@@ -173,7 +174,7 @@ def test_plan_of_an_attack_is_what_it_takes(tmp_path, capsys):
     capsys.readouterr()
     assert main(["plan", *words, "attack.audit=2"]) == 0
     audited = int(capsys.readouterr().out.splitlines()[1].split()[5].replace(",", ""))
-    assert audited == pytest.approx(planned + 2 * attack_planning.AUDIT * 45, abs=2)
+    assert audited == pytest.approx(planned + 2 * audit.RUNS * 45, abs=2)
 
 
 def test_notebook(runs):

@@ -9,7 +9,6 @@ author: to say why the loss fits the decision rule, and that every component was
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,12 +20,13 @@ from drbench.attacks import evaluate, probes
 from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import Keys
 from drbench.attacks.outcomes import POINT, Case
-from drbench.attacks.parallel import one_core_each
+from drbench.attacks.parallel import side_by_side
 from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
 from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Found, Suite
 
+RUNS = 12  # of the first attack with gradients, about, that an audit takes
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # radii in units of eps
 
 
@@ -44,9 +44,9 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
     x, y = x.to(view.device), y.to(view.device)
     problem = Problem.of(view, suite.threat, x, y, ids, "audit", suite.seed, rows=suite.rows)
     findings = list(probes.run(suite.defense, problem))
-    with one_core_each(suite.defense.device) as (pool, _, stop):
-        case = Case(replace(suite, notes=Counter(), stop=stop), x, y, tuple(ids), found)
-        for checked in pool.map(lambda check: list(check(case)), CHECKS):
+    with side_by_side(suite) as threads:
+        case = Case(threads.suite, x, y, tuple(ids), found)
+        for checked in threads.pool.map(lambda check: list(check(case)), CHECKS):
             findings += checked
     return findings
 
@@ -141,7 +141,7 @@ def gradient_free(case: Case) -> Iterator[Finding]:
 def loss_rises(case: Case) -> Iterator[Finding]:
     """On the same draws the loss at the examples is above that at the images that were right."""
     keys = Keys(case.suite.seed, case.ids, "audit/loss")
-    view, draws = case.deployed, case.answers
+    view, draws = case.suite.deployed, case.suite.draws
     before, after = (
         evaluate.judge(view, case.suite.threat.image(examples, case.x), case.y, keys, draws, case.suite.rows)[1]
         for examples in (case.clean, case.examples)
@@ -153,7 +153,7 @@ def loss_rises(case: Case) -> Iterator[Finding]:
 
 def other_streams(case: Case) -> Iterator[Finding]:
     """The verdict depends neither on the evaluator's seed nor on which image the random streams are named after."""
-    if case.suite.deterministic and not case.deployed.randomized:
+    if case.suite.deterministic and not case.suite.deployed.randomized:
         return
     other = case.right(case.examples, seed=case.suite.seed + 1)
     renamed = case.right(case.examples, ids=tuple(f"audit/{place}" for place in range(len(case.x))))

@@ -11,42 +11,32 @@ import torch
 from torch import Tensor
 
 from drbench import norms
-from drbench.attacks import evaluate, views
+from drbench.attacks import evaluate
 from drbench.attacks.oracle import Keys
 from drbench.attacks.presets import Member
 from drbench.attacks.suite import Found, Suite
 
-GRADIENT_FREE = ("noise", "square")
 SIGMAS = 3.5  # standard errors that separate a finding from chance: 20 checks on 32 images stay quiet
 POINT = 0.01
 
 
 @dataclass(frozen=True)
 class Case:
-    """The images of an audit, and attacks on them; an outcome is (B,) the share of right single answers."""
+    """The images of an audit, on the device, and attacks on them.
+
+    An outcome is (B,) the share of right ones among `suite.draws` single answers.
+    """
 
     suite: Suite
-    x_: Tensor
-    y_: Tensor
+    x: Tensor
+    y: Tensor
     ids: tuple
     found: Sequence[Found]
-
-    @cached_property
-    def deployed(self) -> views.View:
-        return views.Direct(self.suite.defense, self.suite.sigma, surrogate=False)
-
-    @cached_property
-    def x(self) -> Tensor:
-        return self.x_.to(self.deployed.device)
-
-    @cached_property
-    def y(self) -> Tensor:
-        return self.y_.to(self.deployed.device)
 
     @property
     def main(self) -> Member | None:
         """The attack that is varied."""
-        return next((each for each in self.suite.members if each.attack not in GRADIENT_FREE), None)
+        return self.suite.main
 
     @property
     def spatial(self) -> bool:
@@ -58,11 +48,6 @@ class Case:
         """The example of each image that leaves it as it is."""
         return self.suite.threat.none(self.x)
 
-    @property
-    def answers(self) -> int:
-        """Single answers behind each share."""
-        return 1 if self.suite.deterministic else self.suite.select
-
     def attacked(self, *attacks: Member, scale: float = 1.0, eps: float | None = None) -> Tensor:
         """Outcome of attacks at a radius in units of eps, or at `eps`."""
         threat = replace(self.suite.threat, eps=self.suite.threat.eps * scale if eps is None else eps)
@@ -73,8 +58,8 @@ class Case:
         """Outcome of given examples."""
         images = self.suite.threat.image(examples.to(self.x), self.x)
         keys = Keys(self.suite.seed if seed is None else seed, ids or self.ids, "audit/verdict")
-        failures, _ = evaluate.judge(self.deployed, images, self.y, keys, self.answers, self.suite.rows)
-        return 1 - failures.double().cpu() / self.answers
+        failures, _ = evaluate.judge(self.suite.deployed, images, self.y, keys, self.suite.draws, self.suite.rows)
+        return 1 - failures.double().cpu() / self.suite.draws
 
     @cached_property
     def examples(self) -> Tensor:
@@ -92,12 +77,12 @@ class Case:
 
     def beaten(self, other: Tensor, reference: Tensor) -> int:
         """Images on which `other` leaves less than `reference`, beyond chance."""
-        mean = (other + reference) / 2
-        chance = SIGMAS * (2 * mean * (1 - mean) / self.answers).sqrt() if self.answers > 1 else 0.0
+        mean, draws = (other + reference) / 2, self.suite.draws
+        chance = SIGMAS * (2 * mean * (1 - mean) / draws).sqrt() if draws > 1 else 0.0
         return int((reference - other > chance).sum())
 
     def gain(self, before: Tensor, after: Tensor) -> tuple[float, float]:
         """Mean loss of right answers, and what may be chance: a point, more than one image, and the answers' noise."""
-        mean, size = (before + after) / 2, len(before)
-        noise = math.sqrt(float((2 * mean * (1 - mean)).sum()) / self.answers) / size if self.answers > 1 else 0.0
+        mean, size, draws = (before + after) / 2, len(before), self.suite.draws
+        noise = math.sqrt(float((2 * mean * (1 - mean)).sum()) / draws) / size if draws > 1 else 0.0
         return float((before - after).mean()), max(POINT, 1.0 / size, SIGMAS * noise)

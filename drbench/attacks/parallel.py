@@ -8,31 +8,35 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Event
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from drbench.attacks.suite import Found, Suite
+from drbench.cores import one_core_each
 
 LARGEST = 64  # images of a part: what is lost at most when a run is killed
 
 
-@contextmanager
-def one_core_each(device: torch.device) -> Iterator[tuple[ThreadPoolExecutor, int, Event]]:
-    """Threads for independent attacks, and their number: one for each core of the host, one on another device.
+class Threads(NamedTuple):
+    """Threads, their number, and the job for them: its notes go nowhere, and it stops when the threads are left."""
 
-    The event is for `Suite.stop`, set in the end: after an error or Ctrl-C an attack may have hours to go.
-    """
-    on_host, threads = device.type == "cpu", torch.get_num_threads()
-    workers = threads if on_host else 1
-    one_core = {"initializer": torch.set_num_threads, "initargs": (1,)} if on_host else {}
-    pool, stop = ThreadPoolExecutor(workers, **one_core), Event()
-    try:
-        yield pool, workers, stop
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # threads that start later take the number that was set last
+    pool: ThreadPoolExecutor
+    workers: int
+    suite: Suite
+
+
+@contextmanager
+def side_by_side(suite: Suite) -> Iterator[Threads]:
+    """One thread for each core of the host, one on another device."""
+    device, own = suite.defense.device, replace(suite, notes=Counter(), stop=Event())
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    with one_core_each(device, workers) as pool:
+        try:
+            yield Threads(pool, workers, own)
+        finally:
+            own.stop.set()  # after an error or Ctrl-C: an attack may have hours to go
 
 
 def in_parts(
@@ -44,12 +48,12 @@ def in_parts(
     """
     if not todo:
         return
-    with one_core_each(suite.defense.device) as (pool, workers, stop):
-        count = max(-(-len(todo) // largest), min(workers, len(todo)))
+    with side_by_side(suite) as threads:
+        count = max(-(-len(todo) // largest), min(threads.workers, len(todo)))
         parts = [list(todo[i * len(todo) // count : (i + 1) * len(todo) // count]) for i in range(count)]
-        copies = [replace(suite, notes=Counter(), stop=stop) for _ in parts]
+        copies = [replace(threads.suite, notes=Counter()) for _ in parts]
         jobs = [
-            pool.submit(own.run, x[part], y[part], [ids[i] for i in part])
+            threads.pool.submit(own.run, x[part], y[part], [ids[i] for i in part])
             for own, part in zip(copies, parts, strict=True)
         ]
         for part, own, running in zip(parts, copies, jobs, strict=True):

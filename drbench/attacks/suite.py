@@ -27,6 +27,7 @@ from drbench.attacks.threat import Threat
 from drbench.errors import did_you_mean
 from drbench.evidence import Answers, Attacked, Tried
 
+GRADIENT_FREE = ("noise", "square")
 SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
 
 
@@ -95,6 +96,21 @@ class Suite:
         """One draw of the defense as it is deployed: what selects and evaluates."""
         return views.Direct(self.defense, self.sigma, surrogate=False)
 
+    @property
+    def usable(self) -> list[Member]:
+        """The attacks whose view the defense can give."""
+        return [each for each in self.members if each.view != "clean" or self.defense.accepts(0.0)]
+
+    @property
+    def main(self) -> Member | None:
+        """The first attack with gradients."""
+        return next((each for each in self.usable if each.attack not in GRADIENT_FREE), None)
+
+    @property
+    def draws(self) -> int:
+        """Single answers that choose among candidates."""
+        return 1 if self.deterministic else self.select
+
     def view(self, name: str) -> views.View:
         """The view of that name, of this defense or of another one."""
         if not name.startswith(FROM):
@@ -115,9 +131,8 @@ class Suite:
         deployed = self.deployed
         x, y = x.to(deployed.device), y.to(deployed.device)
         state = _State(self, deployed, x, y, tuple(ids))
-        for each in self.members:
-            if each.view != "clean" or self.defense.accepts(0.0):
-                state.attack(each)
+        for each in self.usable:
+            state.attack(each)
         return state.conclude()
 
 
@@ -126,12 +141,11 @@ class _State:
 
     def __init__(self, suite: Suite, deployed: views.View, x: Tensor, y: Tensor, ids: tuple):
         self.suite, self.deployed, self.x, self.y, self.ids = suite, deployed, x, y, ids
-        self.draws = 1 if suite.deterministic else suite.select
         self.best, self.kept, self.tried = suite.threat.none(x).clone(), [""] * len(x), [[] for _ in range(len(x))]
         self.failures, self.margin = self._judge(self.best, torch.arange(len(x)))
 
     def attack(self, member: Member) -> None:
-        open_ = (self.failures < SURELY_BROKEN * self.draws).nonzero().flatten()
+        open_ = (self.failures < SURELY_BROKEN * self.suite.draws).nonzero().flatten()
         if not len(open_):
             return
         suite = self.suite
@@ -147,7 +161,7 @@ class _State:
             if refused.any():
                 suite.notes["outside the threat: clean image instead"] += int(refused.sum())
             failures, margin = self._judge(mended, open_)
-            cost.forwards[open_.tolist()] += self.draws
+            cost.forwards[open_.tolist()] += suite.draws
             most[open_] = torch.maximum(most[open_], failures)
             self._keep(open_, mended, failures, margin, member.label)
         for place in open_.tolist():
@@ -158,7 +172,7 @@ class _State:
         images = self.suite.threat.image(examples, self.x[places])
         ids = tuple(self.ids[i] for i in places.tolist())
         keys = Keys(self.suite.seed, ids, "select")
-        return evaluate.judge(self.deployed, images, self.y[places], keys, self.draws, self.suite.rows)
+        return evaluate.judge(self.deployed, images, self.y[places], keys, self.suite.draws, self.suite.rows)
 
     def _keep(self, places: Tensor, images: Tensor, failures: Tensor, margin: Tensor, label: str) -> None:
         more = failures > self.failures[places]

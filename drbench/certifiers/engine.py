@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from torch import Tensor
 from drbench.api import Draws, DrbenchError
 from drbench.certifiers.batching import Forward, workers
 from drbench.certifiers.noise import PLAIN, Smoothing
+from drbench.cores import one_core_each
 from drbench.draws import Span, block_key
 from drbench.evidence import ABSTAIN
 
@@ -110,7 +110,7 @@ def _side_by_side(
     if workers(device) == 1:  # no thread: two that pass the interpreter to and fro cost a small network a fifth more
         yield from ((batch, work(batch)) for batch in batches)
         return
-    with _pool(device) as pool:
+    with one_core_each(device, workers(device)) as pool:
         pending: deque[tuple[_Batch, Future]] = deque()
         for batch in batches:
             pending.append((batch, pool.submit(work, batch)))
@@ -118,19 +118,6 @@ def _side_by_side(
                 first, counts = pending.popleft()
                 yield first, counts.result()
         yield from ((batch, counts.result()) for batch, counts in pending)
-
-
-@contextmanager
-def _pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each take whole batches: noise, network, counts."""
-    threads = torch.get_num_threads()
-    one_core = {"initializer": torch.set_num_threads, "initargs": (1,)} if device.type == "cpu" else {}
-    pool = ThreadPoolExecutor(workers(device), **one_core)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # threads that start later take the number that was set last
 
 
 def _batches(requests: Iterable[Request], sigma: float, seed: int, block: int, rows: int) -> Iterator[_Batch]:
