@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.attacks.losses import Loss
+from drbench.attacks.oracle import ROWS
 from drbench.attacks.views import Answer, View, padded
 
 SLACK = 0.1  # how far below p0 the largest probability of a level is pushed: votes are noisy
@@ -80,11 +81,17 @@ class Cascade(Defense):
         return value + soft - soft.detach()
 
     def _shares(self, z, level, draws, asked):
-        """Shares of the votes at a level; 0 in rows that are not asked. Noise is drawn for all rows, in order."""
+        """Shares of the votes at a level; 0 in rows that are not asked. Noise is drawn for all rows, in order.
+
+        One network call takes the votes that fill it; of a randomised base one of each row, because it draws as well.
+        """
         counts = torch.zeros(len(z), self.num_classes, device=z.device)
-        for _ in range(self.votes):
-            noisy = (z + level * draws.randn(*z.shape))[asked]
-            counts[asked] += nn.functional.one_hot(self.base.logits(noisy, level, draws).argmax(1), self.num_classes)
+        most = 1 if self.base.randomized else max(1, ROWS // int(asked.sum()))
+        for first in range(0, self.votes, most):
+            votes = min(most, self.votes - first)
+            noisy = torch.cat([(z + level * draws.randn(*z.shape))[asked] for _ in range(votes)])
+            answers = self.base.logits(noisy, level, draws).argmax(1)
+            counts[asked] += nn.functional.one_hot(answers, self.num_classes).view(votes, -1, self.num_classes).sum(0)
         return counts / self.votes
 
     def nfe(self, sigma):
