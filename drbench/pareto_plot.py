@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +14,6 @@ from pandas import DataFrame
 
 from drbench import pareto, plots, summary
 from drbench.curves import COLOURS
-from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.summary import METHOD
 
@@ -30,16 +29,8 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     """
     stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
     for suffix, (column, label) in COSTS.items():
-        with matplotlib.rc_context(plots.STYLE):
-            figure = _draw(table[table[column] > 0], column, label)
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                path = stem.with_name(f"{stem.name}{suffix}.{kind}")
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    figure.savefig(path, metadata=metadata)
-                except OSError as error:
-                    raise DrbenchError(f"cannot write plot {path}: {error.strerror}; choose another --out") from error
-                paths.append(path)
+        some = table[table[column] > 0]
+        paths += plots.save(partial(_draw, some, column, label), stem.with_name(stem.name + suffix))
     return paths
 
 
