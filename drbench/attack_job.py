@@ -25,7 +25,7 @@ from drbench.progress import Progress
 from drbench.record import Row
 from drbench.robustness import VERSION, robustness
 
-__all__ = ["ROWS", "check", "cost", "engine", "finish", "observe", "plan", "rerun", "source_weights"]
+__all__ = ["batch_rows", "check", "cost", "engine", "finish", "job", "observe", "plan", "rerun", "source_weights"]
 
 
 def check(cell: DictConfig) -> None:
@@ -61,11 +61,16 @@ def source_weights(cell: DictConfig) -> dict[str, list[weights.Weights]]:
     return {name: [weights.resolve(each) for each in spec.get("checkpoint", [])] for name, spec in sources}
 
 
-def job(cell: DictConfig, defense: Defense, rows: int = ROWS, images: Images | None = None) -> Suite:
+def batch_rows(cell: DictConfig) -> int:
+    """Rows of a network call."""
+    return ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
+
+
+def job(cell: DictConfig, defense: Defense, images: Images | None = None) -> Suite:
     """The attack job of a config; without `images` it lacks the other defenses, and cannot be run."""
-    spec, decision = cell.attack, None
+    spec, decision, rows = cell.attack, None, batch_rows(cell)
     if spec.cascade:
-        defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws), Decision()
+        defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws, rows=rows), Decision()
     deterministic = spec.sigma == 0 and not defense.randomized
     sources = {
         name: build.defense(DictConfig({"args": {}, **cell.attack.sources[name]}), images, found, cell.run.seed)
@@ -139,11 +144,10 @@ def cost(header: dict, rows: list[Row]) -> dict:
 
 
 def observe(
-    cell: DictConfig, folder: Path, images: Images, todo: list[int], defense: Defense, batch_rows: int, done: dict,
-    about: dict,
-) -> None:  # fmt: skip
+    cell: DictConfig, folder: Path, images: Images, todo: list[int], defense: Defense, done: dict, about: dict
+) -> None:
     """Attack the images, a part at a time: examples first, then the rows that name them."""
-    made, writer, rows = job(cell, defense, batch_rows, images), record.Writer(folder), list(done.values())
+    made, writer, rows = job(cell, defense, images), record.Writer(folder), list(done.values())
     title = f"{cell.defense.name} {cell.attack.norm} {cell.attack.eps}"
     with costs.Evaluations(defense) as evaluations, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
         last, counted = time.perf_counter(), dict(evaluations.counts)

@@ -41,8 +41,7 @@ class Spent(NamedTuple):
 
 def measure(cell: DictConfig, images: Images, count: int, defense: Defense) -> Spent:
     """Of the whole run on `count` images, by attacks on some of `images`."""
-    rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
-    suite = attack_job.job(cell, defense, rows, images)
+    suite = attack_job.job(cell, defense, images)
     with side_by_side(suite) as threads, Evaluations(defense) as counted:
         pilot = _Pilot(threads, counted, images)
         pilot.answer()  # warm

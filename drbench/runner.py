@@ -234,10 +234,9 @@ def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_r
 
 def _attack(cell, folder, images, todo, defense, blank, done) -> None:
     """In this process, whatever the executor: an attack keeps all cores busy by itself."""
-    rows = attack_job.ROWS if cell.run.batch_rows == "auto" else cell.run.batch_rows
-    session, about = _begin(cell, folder, defense, blank, rows, 1)
+    session, about = _begin(cell, folder, defense, blank, attack_job.batch_rows(cell), 1)
     try:
-        attack_job.observe(cell, folder, images, todo, defense, rows, done, about)
+        attack_job.observe(cell, folder, images, todo, defense, done, about)
     finally:
         _close(folder, session, **{key: about[key] for key in ("notes", "audit", "flags") if key in about})
     attack_job.finish(folder)

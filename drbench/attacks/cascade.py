@@ -40,13 +40,15 @@ class Cascade(Defense):
         Draws at each level.
     p0 : float
         Share of the votes above which a class answers.
+    rows : int
+        Of a network call that takes votes, at most; changes no number.
     """
 
     citation = "arXiv:2310.16779"
     randomized = True
     gradient = "surrogate"
 
-    def __init__(self, base: Defense, levels: Sequence[float], votes: int = 100, p0: float = 0.5):
+    def __init__(self, base: Defense, levels: Sequence[float], votes: int = 100, p0: float = 0.5, rows: int = ROWS):
         super().__init__()
         if len(levels) < 1 or min(levels) <= 0 or votes < 1 or not 0.5 <= p0 < 1:
             raise DrbenchError(
@@ -54,7 +56,7 @@ class Cascade(Defense):
             )
         for sigma in (0.0, *levels):
             base.require(sigma)
-        self.base, self.levels, self.votes, self.p0 = base, sorted(levels, reverse=True), votes, p0
+        self.base, self.levels, self.votes, self.p0, self.rows = base, sorted(levels, reverse=True), votes, p0, rows
         self.input_shape, self.num_classes, self.sigmas = base.input_shape, base.num_classes, (0.0,)
         self.train(base.training)
 
@@ -86,7 +88,7 @@ class Cascade(Defense):
         One network call takes the votes that fill it; of a randomised base one of each row, because it draws as well.
         """
         counts = torch.zeros(len(z), self.num_classes, device=z.device)
-        most = 1 if self.base.randomized else max(1, ROWS // int(asked.sum()))
+        most = 1 if self.base.randomized else max(1, self.rows // int(asked.sum()))
         for first in range(0, self.votes, most):
             votes = min(most, self.votes - first)
             noisy = torch.cat([(z + level * draws.randn(*z.shape))[asked] for _ in range(votes)])

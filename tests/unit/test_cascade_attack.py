@@ -93,6 +93,22 @@ def test_rows_of_a_cascade_are_independent_and_cost_is_declared():
     assert deployed.nfe(0.0) == {"classifier": 11, "denoiser": 10}
 
 
+def test_votes_fill_network_calls_up_to_the_rows_that_are_given():
+    calls = []
+
+    class Counted(ByBrightness):
+        def logits(self, z, sigma, draws):
+            calls.append(len(z) if sigma else 0)
+            return super().logits(z, sigma, draws)
+
+    x, found = grey(0.7, 0.3, 0.5), []
+    for rows, largest in ((1, 3), (8, 6), (1000, 150)):  # three images, fifty votes
+        calls.clear()
+        found.append(Cascade(Counted(), [0.2, 0.8], 50, rows=rows).logits(x, 0.0, Draws.seeded(1, 3)))
+        assert max(calls) == largest
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_routes_are_of_a_cascade_and_bad_cascades_are_refused():
     for name in ("halt1", "pass"):
         with pytest.raises(DrbenchError, match=r"views halt1, halt2, \.\.\. and pass are of a deployed cascade"):
