@@ -9,17 +9,19 @@ author: to say why the loss fits the decision rule, and that every component was
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from drbench.attacks import evaluate, probes
+from drbench.attacks.lockstep import Lockstep
 from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import Keys
-from drbench.attacks.outcomes import POINT, Case
+from drbench.attacks.outcomes import POINT, Attack, Case
 from drbench.attacks.parallel import side_by_side
 from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
@@ -45,101 +47,128 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
     problem = Problem.of(view, suite.threat, x, y, ids, "audit", suite.seed, rows=suite.rows)
     findings = list(probes.run(suite.defense, problem))
     with side_by_side(suite) as threads:
-        case = Case(threads.suite, x, y, tuple(ids), found)
-        for checked in threads.pool.map(lambda check: list(check(case)), CHECKS):
-            findings += checked
-    return findings
+        lockstep = Lockstep(threads.pool, threads.workers, suite.rows, threads.suite.stop)
+        case = Case(replace(threads.suite, lockstep=lockstep), x, y, tuple(ids), found)
+        return findings + list(_compared(case, lockstep))
+
+
+def _compared(case: Case, lockstep: Lockstep) -> Iterator[Finding]:
+    """The attacks that the checks ask for, all at the same time and none twice; then what the checks say."""
+    checks = [check(case) for check in CHECKS]
+    asked = [next(each, []) for each in checks]  # nothing of a check that has nothing to say here
+    attacks = [each for wanted in asked for each in wanted]
+    attacks = [each for place, each in enumerate(attacks) if each not in attacks[:place]]
+    outcomes = lockstep.play([partial(case.outcome, each) for each in attacks], case.x.device)
+    for check, wanted in zip(checks, asked, strict=True):
+        try:
+            check.send([outcomes[attacks.index(each)] for each in wanted])
+        except StopIteration as end:
+            yield from end.value or []
 
 
 def percent(outcome: Tensor) -> str:
     return f"{100 * float(outcome.mean()):.1f} %"
 
 
-# ---- checks -------------------------------------------------------------------------------------------------------
+# ---- checks: each yields the attacks that it compares, is sent their outcomes, and returns findings ----------------
+
+Check = Generator[list[Attack], list[Tensor], list[Finding]]
 
 
-def zero_radius(case: Case) -> Iterator[Finding]:
+def zero_radius(case: Case) -> Check:
     """At eps = 0 an attack changes nothing."""
-    if case.main:
-        clean, still = case.right(case.clean), case.attacked(stepped(case.main, 1), eps=0.0)
-        text = f"{percent(still)} right at eps = 0, {percent(clean)} clean"
-        yield Finding("eps0", not torch.equal(clean, still), text)
+    if not case.main:
+        return []
+    (still,) = yield [case.attack(stepped(case.main, 1), eps=0.0)]
+    clean = case.right(case.clean)
+    text = f"{percent(still)} right at eps = 0, {percent(clean)} clean"
+    return [Finding("eps0", not torch.equal(clean, still), text)]
 
 
-def random_noise(case: Case) -> Iterator[Finding]:
+def random_noise(case: Case) -> Check:
     """Random noise of full size is no match for an attack."""
     if case.spatial:
-        return
-    beaten = case.beaten(case.attacked(member("noise", tries=20)), case.job)
-    yield Finding("noise", beaten > POINT * len(case.x), f"random noise beats the attacks on {beaten} images")
+        return []
+    (noise,) = yield [case.attack(member("noise", tries=20))]
+    beaten = case.beaten(noise, case.job)
+    return [Finding("noise", beaten > POINT * len(case.x), f"random noise beats the attacks on {beaten} images")]
 
 
-def one_step(case: Case) -> Iterator[Finding]:
+def one_step(case: Case) -> Check:
     """Many steps do better than one."""
-    if case.main:
-        sign = member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main))
-        single = case.attacked(stepped(case.main, 1) if case.spatial else sign)
-        gain, chance = case.gain(case.job, single)
-        text = f"{percent(single)} right after one step, {percent(case.job)} after all attacks"
-        yield Finding("fgsm", gain > chance, text)
+    if not case.main:
+        return []
+    sign = member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main))
+    (single,) = yield [case.attack(stepped(case.main, 1) if case.spatial else sign)]
+    gain, chance = case.gain(case.job, single)
+    text = f"{percent(single)} right after one step, {percent(case.job)} after all attacks"
+    return [Finding("fgsm", gain > chance, text)]
 
 
-def unbounded(case: Case) -> Iterator[Finding]:
+def unbounded(case: Case) -> Check:
     """With the whole box to move in, an attack leaves nothing."""
-    if case.main and not case.spatial:
-        far = {"linf": 1.0, "l2": math.sqrt(case.x[0].numel()), "l1": float(case.x[0].numel())}
-        outcome = case.attacked(*case.suite.members, eps=far[case.suite.threat.norm])
-        left = int((outcome > 0.5).sum())
-        yield Finding(
-            "unbounded", left > POINT * len(case.x), f"{left} of {len(case.x)} images stay right at any radius"
-        )
+    if not case.main or case.spatial:
+        return []
+    far = {"linf": 1.0, "l2": math.sqrt(case.x[0].numel()), "l1": float(case.x[0].numel())}
+    (outcome,) = yield [case.attack(*case.suite.members, eps=far[case.suite.threat.norm])]
+    left = int((outcome > 0.5).sum())
+    text = f"{left} of {len(case.x)} images stay right at any radius"
+    return [Finding("unbounded", left > POINT * len(case.x), text)]
 
 
-def monotone(case: Case) -> Iterator[Finding]:
+def monotone(case: Case) -> Check:
     """A larger radius leaves less."""
-    if case.main:
-        curve = [case.reference if scale == 1 else case.attacked(case.main, scale=scale) for scale in GRID]
-        rises = [case.gain(after, before) for before, after in pairwise(curve)]
-        text = ", ".join(f"{percent(outcome)} at {scale:g} eps" for scale, outcome in zip(GRID, curve, strict=True))
-        yield Finding("monotone", any(gain > chance for gain, chance in rises), text)
+    if not case.main:
+        return []
+    curve = yield [case.attack(case.main, scale=scale) for scale in GRID]
+    rises = [case.gain(after, before) for before, after in pairwise(curve)]
+    text = ", ".join(f"{percent(outcome)} at {scale:g} eps" for scale, outcome in zip(GRID, curve, strict=True))
+    return [Finding("monotone", any(gain > chance for gain, chance in rises), text)]
 
 
-def budget(case: Case) -> Iterator[Finding]:
+def budget(case: Case) -> Check:
     """Twice the steps gain nothing."""
-    if case.main:
-        longer = case.attacked(stepped(case.main, 2 * setting(case.main, "steps")))
-        gain, chance = case.gain(case.reference, longer)
-        text = f"{percent(case.reference)} right, {percent(longer)} with twice the steps"
-        yield Finding("budget", gain > chance, text + (": not converged" if gain > chance else ""))
+    if not case.main:
+        return []
+    longer = stepped(case.main, 2 * setting(case.main, "steps"))
+    once, twice = yield [case.attack(case.main), case.attack(longer)]
+    gain, chance = case.gain(once, twice)
+    text = f"{percent(once)} right, {percent(twice)} with twice the steps"
+    return [Finding("budget", gain > chance, text + (": not converged" if gain > chance else ""))]
 
 
-def more_draws(case: Case) -> Iterator[Finding]:
+def more_draws(case: Case) -> Check:
     """Four times the draws change nothing."""
-    if case.main and not case.suite.deterministic:
-        draws = drawn(case.main)
-        more = case.attacked(changed(case.main, draws=4 * draws))
-        gain, chance = case.gain(case.reference, more)
-        text = f"{percent(case.reference)} right with {draws} draws, {percent(more)} with {4 * draws}"
-        yield Finding("eot", abs(gain) > chance, text)
+    if not case.main or case.suite.deterministic:
+        return []
+    draws = drawn(case.main)
+    usual, more = yield [case.attack(case.main), case.attack(changed(case.main, draws=4 * draws))]
+    gain, chance = case.gain(usual, more)
+    text = f"{percent(usual)} right with {draws} draws, {percent(more)} with {4 * draws}"
+    return [Finding("eot", abs(gain) > chance, text)]
 
 
-def gradient_free(case: Case) -> Iterator[Finding]:
+def gradient_free(case: Case) -> Check:
     """Attacks that use no gradients, or those of something else, find nothing new."""
     if case.spatial:
-        return
+        return []
     deterministic, others = case.suite.deterministic, {}
     others["bb>wb"] = member("square", queries=500) if deterministic else member("square", queries=100, draws=5)
     if case.main and case.suite.sigma > 0 and case.suite.defense.accepts(0.0):
         others["transfer"] = replace(case.main, view="clean")
         if hasattr(case.suite.defense, "purify"):
             others["bpda>exact"] = replace(case.main, view="identity")
-    for name, other in others.items():
-        beaten = case.beaten(case.attacked(other), case.job)
-        yield Finding(name, beaten > 0, f"{other.label} beats the attacks on {beaten} of {len(case.x)} images")
+    outcomes = yield [case.attack(other) for other in others.values()]
+    beaten = [case.beaten(outcome, case.job) for outcome in outcomes]
+    return [
+        Finding(name, count > 0, f"{other.label} beats the attacks on {count} of {len(case.x)} images")
+        for (name, other), count in zip(others.items(), beaten, strict=True)
+    ]
 
 
-def loss_rises(case: Case) -> Iterator[Finding]:
+def loss_rises(case: Case) -> Check:
     """On the same draws the loss at the examples is above that at the images that were right."""
+    yield []
     keys = Keys(case.suite.seed, case.ids, "audit/loss")
     view, draws = case.suite.deployed, case.suite.draws
     before, after = (
@@ -148,21 +177,22 @@ def loss_rises(case: Case) -> Iterator[Finding]:
     )
     right = before < 0
     share = float((after > before)[right].double().mean()) if right.any() else 1.0
-    yield Finding("loss-rise", share < 0.95, f"the margin moved to the wrong side on {share:.0%} of the right images")
+    text = f"the margin moved to the wrong side on {share:.0%} of the right images"
+    return [Finding("loss-rise", share < 0.95, text)]
 
 
-def other_streams(case: Case) -> Iterator[Finding]:
+def other_streams(case: Case) -> Check:
     """The verdict depends neither on the evaluator's seed nor on which image the random streams are named after."""
+    yield []
     if case.suite.deterministic and not case.suite.deployed.randomized:
-        return
+        return []
     other = case.right(case.examples, seed=case.suite.seed + 1)
     renamed = case.right(case.examples, ids=tuple(f"audit/{place}" for place in range(len(case.x))))
     gaps = [case.gain(case.job, each) for each in (other, renamed)]
     text = f"{percent(case.job)} right, {percent(other)} with another seed, {percent(renamed)} under other image names"
-    yield Finding("seed", any(abs(gain) > chance for gain, chance in gaps), text)
+    return [Finding("seed", any(abs(gain) > chance for gain, chance in gaps), text)]
 
 
-# The longest first, because they run side by side.
 CHECKS = (more_draws, monotone, budget, unbounded, gradient_free, one_step, random_noise, zero_radius, loss_rises,
           other_streams)  # fmt: skip
 

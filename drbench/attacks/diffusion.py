@@ -6,6 +6,8 @@ first over plain APGD once gradients are exact; so these are optional members, n
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,11 @@ class Deviated(Direct):
 
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
         states: list[tuple[Tensor, float]] = []
-        recording = True
+        recording, own = True, threading.get_ident()
 
         def note(_, args) -> None:
-            if recording:  # not when a step is computed again for its gradient
+            # Neither when a step is computed again for its gradient, nor for an attack in another thread.
+            if recording and threading.get_ident() == own:
                 states.append((args[0], float(args[1])))
 
         with torch.set_grad_enabled(gradient), self.denoiser.register_forward_pre_hook(note):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drbench.attacks.losses import Loss
-from drbench.attacks.views import Answer, View
+from drbench.attacks.views import Answer, View, joined
 from drbench.draws import Span, block_key
 
 ROWS = 256  # rows of one call. Fixed rather than found by measuring: an attack must not depend on the clock
@@ -60,10 +60,7 @@ def oracle(
         take = slice(first, first + size)
         aim = None if target is None else target[take]
         parts.append(view.answer(x[take], y[take], spans[take], draws, loss, aim, gradient))
-    if len(parts) == 1:
-        return parts[0]
-    losses, slopes, failures = zip(*parts, strict=True)
-    return Answer(torch.cat(losses), torch.cat(slopes) if gradient else None, torch.cat(failures))
+    return joined(parts)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ from drbench.attacks.suite import Found, Suite
 
 SIGMAS = 3.5  # standard errors that separate a finding from chance: 20 checks on 32 images stay quiet
 POINT = 0.01
+
+
+class Attack(NamedTuple):
+    """Members of a suite, one after the other, at a radius."""
+
+    members: tuple[Member, ...]
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,14 @@ class Case:
         """The example of each image that leaves it as it is."""
         return self.suite.threat.none(self.x)
 
-    def attacked(self, *attacks: Member, scale: float = 1.0, eps: float | None = None) -> Tensor:
-        """Outcome of attacks at a radius in units of eps, or at `eps`."""
-        threat = replace(self.suite.threat, eps=self.suite.threat.eps * scale if eps is None else eps)
-        job = replace(self.suite, threat=threat, members=attacks, evaluations=1)  # only the examples are asked for
+    def attack(self, *members: Member, scale: float = 1.0, eps: float | None = None) -> Attack:
+        """At a radius in units of eps, or at `eps`."""
+        return Attack(members, self.suite.threat.eps * scale if eps is None else eps)
+
+    def outcome(self, attack: Attack) -> Tensor:
+        """What an attack leaves."""
+        threat = replace(self.suite.threat, eps=attack.eps)
+        job = replace(self.suite, threat=threat, members=attack.members, evaluations=1)  # only for its examples
         return self.right(torch.stack([each.example for each in job.run(self.x, self.y, self.ids)]))
 
     def right(self, examples: Tensor, seed: int | None = None, ids: tuple | None = None) -> Tensor:
@@ -68,12 +80,8 @@ class Case:
 
     @cached_property
     def job(self) -> Tensor:
+        """What the whole job leaves."""
         return self.right(self.examples)
-
-    @cached_property
-    def reference(self) -> Tensor:
-        """Outcome of the attack that is varied, as it is."""
-        return self.attacked(self.main)
 
     def beaten(self, other: Tensor, reference: Tensor) -> int:
         """Images on which `other` leaves less than `reference`, beyond chance."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from drbench import norms
 from drbench.api import Defense, DrbenchError
 from drbench.attacks import evaluate, views
+from drbench.attacks.lockstep import Lockstep
 from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import ROWS, Keys
 from drbench.attacks.presets import FROM, Member
@@ -72,6 +73,8 @@ class Suite:
         Key of all streams; rows of one call.
     sources : mapping
         Other defenses by name, whose gradients views "from NAME" use: at `sigma` if they accept it, else at 0.
+    lockstep : Lockstep, optional
+        With other jobs, whose queries share calls with those of this one.
     """
 
     defense: Defense
@@ -86,6 +89,7 @@ class Suite:
     sources: Mapping[str, Defense] = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)  # odd things that happened, see `Cost.notes`
     stop: Event = field(default_factory=Event)  # set from another thread: the attack ends with an error
+    lockstep: Lockstep | None = None
 
     @property
     def deterministic(self) -> bool:
@@ -94,7 +98,7 @@ class Suite:
     @property
     def deployed(self) -> views.View:
         """One draw of the defense as it is deployed: what selects and evaluates."""
-        return views.Direct(self.defense, self.sigma, surrogate=False)
+        return self._shared("deployed", views.Direct(self.defense, self.sigma, surrogate=False))
 
     @property
     def usable(self) -> list[Member]:
@@ -114,9 +118,12 @@ class Suite:
     def view(self, name: str) -> views.View:
         """The view of that name, of this defense or of another one."""
         if not name.startswith(FROM):
-            return VIEWS[name](self.defense, self.sigma)
+            return self._shared(name, VIEWS[name](self.defense, self.sigma))
         source = self.sources[name.removeprefix(FROM)]
-        return views.Direct(source, self.sigma if source.accepts(self.sigma) else 0.0, own=False)
+        return self._shared(name, views.Direct(source, self.sigma if source.accepts(self.sigma) else 0.0, own=False))
+
+    def _shared(self, name: str, view: views.View) -> views.View:
+        return view if self.lockstep is None else self.lockstep.shared(name, view)
 
     def answers(self, x: Tensor, ids: Sequence[int | str]) -> list[Answers]:
         """The final evaluation of images (B, C, H, W): on draws of a stage that nothing else uses."""

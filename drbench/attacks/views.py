@@ -33,6 +33,14 @@ class Answer(NamedTuple):
     failures: Tensor
 
 
+def joined(parts: Sequence[Answer]) -> Answer:
+    """The answers about parts of a batch as one."""
+    if len(parts) == 1:
+        return parts[0]
+    losses, slopes, failures = zip(*parts, strict=True)
+    return Answer(torch.cat(losses), None if slopes[0] is None else torch.cat(slopes), torch.cat(failures))
+
+
 class View(ABC):
     """A differentiable function from images in [0, 1] to logits.
 

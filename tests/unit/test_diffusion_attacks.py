@@ -1,5 +1,7 @@
 """DiffAttack's and DiffHammer's views: known fixed points, exact gradients, and what they need."""
 
+from threading import Thread
+
 import pytest
 import torch
 
@@ -37,6 +39,20 @@ def test_deviation_is_added_and_its_gradient_is_exact():
     up, down = (ask(view, IMAGES.x + step * direction, gradient=False).loss for step in (2e-3, -2e-3))
     claimed = (answer.gradient * direction).flatten(1).sum(1)
     assert torch.allclose((up - down) / 4e-3, claimed, rtol=0.05, atol=0.05 * float(claimed.abs().max()))
+
+
+def test_states_of_an_attack_in_another_thread_are_not_its_own(monkeypatch):
+    defense = purifier(sampler="pf_ode", steps=3)
+    alone, purify = ask(Deviated(defense, 0.5)), Denoised.attack_logits
+
+    def beside(self, z, sigma, draws):
+        other = Thread(target=lambda: self.denoiser(torch.zeros(1, 1, 8, 8), 0.3))
+        other.start()
+        other.join()
+        return purify(self, z, sigma, draws)
+
+    monkeypatch.setattr(Denoised, "attack_logits", beside)
+    assert all(map(torch.equal, alone, ask(Deviated(defense, 0.5))))
 
 
 def test_one_shot_has_nothing_to_deviate():
