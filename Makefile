@@ -6,17 +6,19 @@ FEW := $(wildcard benchmarks/digits/rdc-*.yaml)
 DIGITS := $(filter-out $(FEW),$(wildcard benchmarks/digits/*.yaml))
 FULL_FEW := $(wildcard benchmarks/digits/full/rdc-*.yaml)
 FULL := $(filter-out $(FULL_FEW),$(wildcard benchmarks/digits/full/*.yaml))
-FEW_RUNS = $(wildcard results/digits/full/runs/diffusion_classifier*)
-RUNS = $(filter-out $(FEW_RUNS),$(wildcard results/digits/full/runs/*))
+OF_FULL := results/digits/full
+FEW_RUNS = $(wildcard $(OF_FULL)/runs/diffusion_classifier*)
+RUNS = $(filter-out $(FEW_RUNS),$(wildcard $(OF_FULL)/runs/*))
 ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
   rdc-cifar10 ndc-cifar10
 TABLES := $(PAPERS) cost digits
+FIGURES := cost-plot certified-plot head-to-head claims robust-plot certified cost robust certified-few-plot
 .DEFAULT_GOAL := help
 .PHONY: help setup tables $(TABLES:%=table-%) digits digits-full train-digits train-multiscale train-rcm \
   train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench \
-  figures readme gallery verify report clean
+  figures $(FIGURES:%=figure-%) readme gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -111,15 +113,20 @@ bench: setup  ## speed of the engine against bare forward passes and a plain loo
 	$(BIN)/python -m benchmarks.diffusion_classifier
 
 figures: setup  ## redraw tables and plots from results/, judge the papers' claims, without torch
-	$(BIN)/drbench table results/digits/full/runs --out results/digits/full/certified
-	$(BIN)/drbench plot $(RUNS) --out results/digits/full/certified
-	$(BIN)/drbench plot $(FEW_RUNS) --out results/digits/full/certified-few
-	$(BIN)/drbench table $(RUNS) --cost --out results/digits/full/cost
-	$(BIN)/drbench plot $(RUNS) --cost --out results/digits/full/cost
-	$(BIN)/drbench table results/digits/full/attacks --out results/digits/full/robust
-	$(BIN)/drbench plot results/digits/full/attacks --out results/digits/full/robust
-	$(BIN)/drbench claims results/digits/full --out results/digits/full/claims
-	$(BIN)/drbench table --head-to-head results/digits/full --out results/digits/full/head-to-head
+	$(MAKE) --no-print-directory --jobs=$$($(BIN)/python -c "import os; print(os.cpu_count())") $(FIGURES:%=figure-%)
+
+# Of each what `drbench` is asked, side by side with the others.
+figure-certified: ASKED = table $(OF_FULL)/runs
+figure-certified-plot: ASKED = plot $(RUNS)
+figure-certified-few-plot: ASKED = plot $(FEW_RUNS)
+figure-cost: ASKED = table $(RUNS) --cost
+figure-cost-plot: ASKED = plot $(RUNS) --cost
+figure-robust: ASKED = table $(OF_FULL)/attacks
+figure-robust-plot: ASKED = plot $(OF_FULL)/attacks
+figure-claims: ASKED = claims $(OF_FULL)
+figure-head-to-head: ASKED = table --head-to-head $(OF_FULL)
+$(FIGURES:%=figure-%): figure-%:
+	$(BIN)/drbench $(ASKED) --out $(OF_FULL)/$(*:%-plot=%)
 
 readme: setup  ## the tables of the README, from those in results/
 	$(BIN)/python -m benchmarks.readme
