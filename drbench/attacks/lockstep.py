@@ -61,12 +61,17 @@ class Lockstep:
     def play(self, jobs: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
         """The results of `jobs`, which run at the same time."""
         self._playing = set(range(len(jobs)))
+        running: list[Future[Result]] = []
         with one_core_each(device, max(1, len(jobs))) as threads:
-            running = [threads.submit(self._take_part, number, job) for number, job in enumerate(jobs)]
             try:
+                for number, job in enumerate(jobs):
+                    running.append(threads.submit(self._take_part, number, job))
                 return [each.result() for each in running]
             except BaseException:
                 self.stop.set()
+                for number in range(len(jobs)):
+                    if number >= len(running) or running[number].cancel():
+                        self._leave(number)  # it never began: the others must not wait for it
                 raise
 
     def shared(self, name: str, view: View) -> View:
@@ -89,26 +94,30 @@ class Lockstep:
         try:
             return job()
         finally:
-            with self._lock:
-                self._playing.remove(number)
-                self._answer_if_due()
+            self._leave(number)
+
+    def _leave(self, number: int) -> None:
+        with self._lock:
+            self._playing.remove(number)
+            self._answer_if_due()
 
     def _answer_if_due(self) -> None:
         if not self._asked or len(self._asked) < len(self._playing):
             return
+        asked, self._asked = [self._asked[number] for number in sorted(self._asked)], {}
         kinds: dict[tuple, list[tuple[Query, Future]]] = {}
-        for _, (query, future) in sorted(self._asked.items()):
+        for query, future in asked:
             kinds.setdefault(query.kind, []).append((query, future))
-        self._asked = {}
-        begun = [(self._begin([query for query, _ in several]), several) for several in kinds.values()]
-        for parts, several in begun:
-            try:
+        try:
+            begun = [(self._begin([query for query, _ in several]), several) for several in kinds.values()]
+            for parts, several in begun:
                 answer = joined([part.result() for part in parts])
                 sizes = [len(query.x) for query, _ in several]
                 for (_, future), own in zip(several, _cut(answer, sizes), strict=True):
                     future.set_result(own)
-            except BaseException as error:  # to be raised by those who asked
-                for _, future in several:
+        except BaseException as error:  # for whoever still waits: nobody else will wake them
+            for _, future in asked:
+                if not future.done():
                     future.set_exception(error)
 
     def _begin(self, queries: list[Query]) -> list[Future[Answer]]:

@@ -225,6 +225,18 @@ def test_denoised_raises_no_flag():
     assert flags(load("denoised", *DENOISED), sigma=0.25, steps=8, draws=2, images=few) == {}
 
 
+def test_findings_do_not_depend_on_the_number_of_cores():
+    defense, found, threads = load("noise_augmented", "digits/noise_augmented"), [], torch.get_num_threads()
+    suite = Suite(defense, threat("linf", 0.1), [member("pgd", loss="margin", steps=5, draws=4)], 0.25, select=10)
+    x, y, ids = IMAGES.x[:2], IMAGES.y[:2], IMAGES.ids[:2]
+    examples = suite.run(x, y, ids)
+    for cores in (1, 2, 3):
+        torch.set_num_threads(cores)
+        found.append(audit(suite, x, y, ids, examples))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2] and len(found[0]) > 15
+
+
 def attack_constant(tmp_path, *words):
     """A run whose target cannot be attacked: it answers the same class everywhere."""
     words = ["data.subset=first6", "attack.preset=smoke", "attack.audit=4", *words]

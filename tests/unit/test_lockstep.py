@@ -10,7 +10,7 @@ from drbench.attacks.lockstep import Lockstep, Query
 from drbench.attacks.losses import Loss
 from drbench.attacks.oracle import Keys
 from drbench.attacks.views import View
-from drbench.draws import INPUT_NOISE, normals
+from drbench.draws import INPUT_NOISE, Span, normals
 
 MARGIN, CPU = Loss("margin"), torch.device("cpu")
 
@@ -82,24 +82,63 @@ def test_queries_of_one_kind_share_calls_that_fill_the_workers():
     assert sorted(played(other, 1)[1]) == [32] * 3 + [64] * 3
 
 
-def test_a_failure_reaches_those_who_asked_and_stops_the_others():
-    class Broken(Noisy):
-        def logits(self, x, spans):
-            raise RuntimeError("no memory")
+class Broken(Noisy):
+    def logits(self, x, spans):
+        raise RuntimeError("no memory")
 
+
+@pytest.mark.parametrize("pixels, message", [(1, "no memory"), (2, "[Ss]izes of tensors")])
+def test_nobody_waits_for_an_answer_that_failed(pixels, message):
+    """The view fails, or the call before it: images of two sizes cannot be asked as one."""
     with ThreadPoolExecutor(2) as pool:
         lockstep = Lockstep(pool, 2, 256, Event())
         broken, fine = lockstep.shared("broken", Broken()), lockstep.shared("fine", Noisy())
-        ended = []
+
+        def asked(size):
+            return broken.answer(torch.ones(1, 3, size, 1), torch.zeros(1).long(), [Span(0, 0, 8)], 8, MARGIN)
+
+        def endless():
+            while not lockstep.stop.is_set():
+                climb(fine, 1, 1, 8)
+
+        with pytest.raises(RuntimeError, match=message):
+            lockstep.play([lambda: asked(1), lambda: asked(pixels), endless], CPU)
+
+
+def test_an_attack_that_fails_by_itself_stops_the_others():
+    with ThreadPoolExecutor(2) as pool:
+        lockstep = Lockstep(pool, 2, 256, Event())
+        fine, ended = lockstep.shared("fine", Noisy()), []
 
         def endless():
             while not lockstep.stop.is_set():
                 climb(fine, 1, 1, 8)
             ended.append(True)
 
-        with pytest.raises(RuntimeError, match="no memory"):
-            lockstep.play([lambda: climb(broken, 1, 1, 8), endless, endless], CPU)
-    assert ended == [True, True]
+        with pytest.raises(ZeroDivisionError):
+            lockstep.play([lambda: 1 / 0, endless, endless], CPU)
+    assert len(ended) <= 2  # of those that had begun
+
+
+def test_nobody_waits_for_an_attack_that_never_began(monkeypatch):
+    """One that no thread could be found for; the first has asked by then."""
+    with ThreadPoolExecutor(2) as pool:
+        lockstep = Lockstep(pool, 2, 256, Event())
+        fine, asked, submit = lockstep.shared("fine", Noisy()), Event(), ThreadPoolExecutor.submit
+
+        def asking():
+            asked.set()
+            return climb(fine, 1, 1, 8)
+
+        def few(self, call, *job):
+            if job and job[0] == 1:
+                asked.wait(10)
+                raise RuntimeError("can't start new thread")
+            return submit(self, call, *job)
+
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", few)
+        with pytest.raises(RuntimeError, match="new thread"):
+            lockstep.play([asking, asking, asking], CPU)
 
 
 def test_outside_of_a_game_answers_come_at_once_and_a_name_means_one_view():
