@@ -47,14 +47,14 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
     problem = Problem.of(view, suite.threat, x, y, ids, "audit", suite.seed, rows=suite.rows)
     findings = list(probes.run(suite.defense, problem))
     with side_by_side(suite) as threads:
-        lockstep = Lockstep(threads.pool, threads.workers, suite.rows, threads.suite.stop)
+        lockstep = Lockstep(threads.pool, threads.workers, suite.rows)
         case = Case(replace(threads.suite, lockstep=lockstep), x, y, tuple(ids), found)
         return findings + list(_compared(case, lockstep))
 
 
 def _compared(case: Case, lockstep: Lockstep) -> Iterator[Finding]:
     """The attacks that the checks ask for, all at the same time and none twice; then what the checks say."""
-    checks = [check(case) for check in CHECKS]
+    checks = [check(case) for check in (OF_MAIN + OF_ALL if case.main else OF_ALL)]
     asked = [next(each, []) for each in checks]  # nothing of a check that has nothing to say here
     attacks = [each for wanted in asked for each in wanted]
     attacks = [each for place, each in enumerate(attacks) if each not in attacks[:place]]
@@ -77,8 +77,6 @@ Check = Generator[list[Attack], list[Tensor], list[Finding]]
 
 def zero_radius(case: Case) -> Check:
     """At eps = 0 an attack changes nothing."""
-    if not case.main:
-        return []
     (still,) = yield [case.attack(stepped(case.main, 1), eps=0.0)]
     clean = case.right(case.clean)
     text = f"{percent(still)} right at eps = 0, {percent(clean)} clean"
@@ -96,8 +94,6 @@ def random_noise(case: Case) -> Check:
 
 def one_step(case: Case) -> Check:
     """Many steps do better than one."""
-    if not case.main:
-        return []
     sign = member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main))
     (single,) = yield [case.attack(stepped(case.main, 1) if case.spatial else sign)]
     gain, chance = case.gain(case.job, single)
@@ -107,7 +103,7 @@ def one_step(case: Case) -> Check:
 
 def unbounded(case: Case) -> Check:
     """With the whole box to move in, an attack leaves nothing."""
-    if not case.main or case.spatial:
+    if case.spatial:
         return []
     far = {"linf": 1.0, "l2": math.sqrt(case.x[0].numel()), "l1": float(case.x[0].numel())}
     (outcome,) = yield [case.attack(*case.suite.members, eps=far[case.suite.threat.norm])]
@@ -118,8 +114,6 @@ def unbounded(case: Case) -> Check:
 
 def monotone(case: Case) -> Check:
     """A larger radius leaves less."""
-    if not case.main:
-        return []
     curve = yield [case.attack(case.main, scale=scale) for scale in GRID]
     rises = [case.gain(after, before) for before, after in pairwise(curve)]
     text = ", ".join(f"{percent(outcome)} at {scale:g} eps" for scale, outcome in zip(GRID, curve, strict=True))
@@ -128,8 +122,6 @@ def monotone(case: Case) -> Check:
 
 def budget(case: Case) -> Check:
     """Twice the steps gain nothing."""
-    if not case.main:
-        return []
     longer = stepped(case.main, 2 * setting(case.main, "steps"))
     once, twice = yield [case.attack(case.main), case.attack(longer)]
     gain, chance = case.gain(once, twice)
@@ -139,7 +131,7 @@ def budget(case: Case) -> Check:
 
 def more_draws(case: Case) -> Check:
     """Four times the draws change nothing."""
-    if not case.main or case.suite.deterministic:
+    if case.suite.deterministic:
         return []
     draws = drawn(case.main)
     usual, more = yield [case.attack(case.main), case.attack(changed(case.main, draws=4 * draws))]
@@ -193,8 +185,8 @@ def other_streams(case: Case) -> Check:
     return [Finding("seed", any(abs(gain) > chance for gain, chance in gaps), text)]
 
 
-CHECKS = (more_draws, monotone, budget, unbounded, gradient_free, one_step, random_noise, zero_radius, loss_rises,
-          other_streams)  # fmt: skip
+OF_MAIN = (more_draws, monotone, budget, unbounded, one_step, zero_radius)  # vary the first attack with gradients
+OF_ALL = (gradient_free, random_noise, loss_rises, other_streams)
 
 
 def changed(attack: Member, **settings) -> Member:

@@ -47,31 +47,25 @@ class Lockstep:
         Answers, in `workers` threads.
     rows : int
         Of a call, at most.
-    stop : Event
-        Set when an attack fails or the caller is interrupted: the other attacks heed it at their next query.
     """
 
-    def __init__(self, pool: Executor, workers: int, rows: int, stop: threading.Event):
-        self.pool, self.workers, self.rows, self.stop = pool, workers, rows, stop
+    def __init__(self, pool: Executor, workers: int, rows: int):
+        self.pool, self.workers, self.rows = pool, workers, rows
         self._views: dict[str, View] = {}
         self._lock, self._thread = threading.Lock(), threading.local()
         self._playing: set[int] = set()
         self._asked: dict[int, tuple[Query, Future[Answer]]] = {}
+        self._failed: BaseException | None = None
 
     def play(self, jobs: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
-        """The results of `jobs`, which run at the same time."""
+        """The results of `jobs`, which run at the same time; the first that fails ends all of them."""
         self._playing = set(range(len(jobs)))
-        running: list[Future[Result]] = []
         with one_core_each(device, max(1, len(jobs))) as threads:
             try:
-                for number, job in enumerate(jobs):
-                    running.append(threads.submit(self._take_part, number, job))
+                running = [threads.submit(self._take_part, number, job) for number, job in enumerate(jobs)]
                 return [each.result() for each in running]
-            except BaseException:
-                self.stop.set()
-                for number in range(len(jobs)):
-                    if number >= len(running) or running[number].cancel():
-                        self._leave(number)  # it never began: the others must not wait for it
+            except BaseException as error:
+                self._fail(error)  # for those who wait for a job that never began
                 raise
 
     def shared(self, name: str, view: View) -> View:
@@ -85,6 +79,8 @@ class Lockstep:
             return query.view.answer(*query[1:])
         future: Future[Answer] = Future()
         with self._lock:
+            if self._failed:
+                raise self._failed
             self._asked[self._thread.number] = query, future
             self._answer_if_due()
         return future.result()
@@ -92,33 +88,36 @@ class Lockstep:
     def _take_part(self, number: int, job: Callable[[], Result]) -> Result:
         self._thread.number = number
         try:
-            return job()
-        finally:
-            self._leave(number)
+            result = job()
+            with self._lock:
+                self._playing.remove(number)
+                self._answer_if_due()
+            return result
+        except BaseException as error:
+            self._fail(error)
+            raise
 
-    def _leave(self, number: int) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """Whoever has asked, or asks from now on, gets the error."""
         with self._lock:
-            self._playing.remove(number)
-            self._answer_if_due()
+            self._failed = self._failed or error
+            for _, future in self._asked.values():
+                future.set_exception(self._failed)
+            self._asked = {}
 
     def _answer_if_due(self) -> None:
         if not self._asked or len(self._asked) < len(self._playing):
             return
-        asked, self._asked = [self._asked[number] for number in sorted(self._asked)], {}
         kinds: dict[tuple, list[tuple[Query, Future]]] = {}
-        for query, future in asked:
+        for _, (query, future) in sorted(self._asked.items()):
             kinds.setdefault(query.kind, []).append((query, future))
-        try:
-            begun = [(self._begin([query for query, _ in several]), several) for several in kinds.values()]
-            for parts, several in begun:
-                answer = joined([part.result() for part in parts])
-                sizes = [len(query.x) for query, _ in several]
-                for (_, future), own in zip(several, _cut(answer, sizes), strict=True):
-                    future.set_result(own)
-        except BaseException as error:  # for whoever still waits: nobody else will wake them
-            for _, future in asked:
-                if not future.done():
-                    future.set_exception(error)
+        begun = [self._begin([query for query, _ in several]) for several in kinds.values()]
+        answers = [joined([part.result() for part in parts]) for parts in begun]
+        self._asked = {}
+        for answer, several in zip(answers, kinds.values(), strict=True):
+            owns = _cut(answer, [len(query.x) for query, _ in several])
+            for (_, future), own in zip(several, owns, strict=True):
+                future.set_result(own)
 
     def _begin(self, queries: list[Query]) -> list[Future[Answer]]:
         """Queries of one kind as one, in parts that keep the workers busy."""

@@ -57,7 +57,7 @@ SEVERAL = [
 
 def played(jobs, workers=2, rows=256):
     with ThreadPoolExecutor(workers) as pool:
-        lockstep = Lockstep(pool, workers, rows, Event())
+        lockstep = Lockstep(pool, workers, rows)
         view = Noisy()
         shared = lockstep.shared("noisy", view)
         return lockstep.play([lambda job=job: job(shared) for job in jobs], CPU), view.calls, lockstep
@@ -91,39 +91,40 @@ class Broken(Noisy):
 def test_nobody_waits_for_an_answer_that_failed(pixels, message):
     """The view fails, or the call before it: images of two sizes cannot be asked as one."""
     with ThreadPoolExecutor(2) as pool:
-        lockstep = Lockstep(pool, 2, 256, Event())
+        lockstep = Lockstep(pool, 2, 256)
         broken, fine = lockstep.shared("broken", Broken()), lockstep.shared("fine", Noisy())
 
         def asked(size):
             return broken.answer(torch.ones(1, 3, size, 1), torch.zeros(1).long(), [Span(0, 0, 8)], 8, MARGIN)
 
         def endless():
-            while not lockstep.stop.is_set():
+            while True:
                 climb(fine, 1, 1, 8)
 
         with pytest.raises(RuntimeError, match=message):
             lockstep.play([lambda: asked(1), lambda: asked(pixels), endless], CPU)
 
 
-def test_an_attack_that_fails_by_itself_stops_the_others():
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_attack_that_fails_by_itself_ends_the_others_with_its_error(place):
     with ThreadPoolExecutor(2) as pool:
-        lockstep = Lockstep(pool, 2, 256, Event())
-        fine, ended = lockstep.shared("fine", Noisy()), []
+        lockstep = Lockstep(pool, 2, 256)
+        fine = lockstep.shared("fine", Noisy())
 
         def endless():
-            while not lockstep.stop.is_set():
+            while True:
                 climb(fine, 1, 1, 8)
-            ended.append(True)
 
+        jobs = [endless, endless]
+        jobs.insert(place, lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            lockstep.play([lambda: 1 / 0, endless, endless], CPU)
-    assert len(ended) <= 2  # of those that had begun
+            lockstep.play(jobs, CPU)
 
 
 def test_nobody_waits_for_an_attack_that_never_began(monkeypatch):
     """One that no thread could be found for; the first has asked by then."""
     with ThreadPoolExecutor(2) as pool:
-        lockstep = Lockstep(pool, 2, 256, Event())
+        lockstep = Lockstep(pool, 2, 256)
         fine, asked, submit = lockstep.shared("fine", Noisy()), Event(), ThreadPoolExecutor.submit
 
         def asking():
@@ -144,7 +145,7 @@ def test_nobody_waits_for_an_attack_that_never_began(monkeypatch):
 def test_outside_of_a_game_answers_come_at_once_and_a_name_means_one_view():
     view = Noisy()
     with ThreadPoolExecutor(1) as pool:
-        lockstep = Lockstep(pool, 1, 256, Event())
+        lockstep = Lockstep(pool, 1, 256)
         shared, again = lockstep.shared("noisy", view), lockstep.shared("noisy", Noisy())
         assert all(map(torch.equal, climb(shared, 2, 2, 8), climb(again, 2, 2, 8))) and len(view.calls) == 4
         assert lockstep.play([], CPU) == []
