@@ -6,19 +6,15 @@ FEW := $(wildcard benchmarks/digits/rdc-*.yaml)
 DIGITS := $(filter-out $(FEW),$(wildcard benchmarks/digits/*.yaml))
 FULL_FEW := $(wildcard benchmarks/digits/full/rdc-*.yaml)
 FULL := $(filter-out $(FULL_FEW),$(wildcard benchmarks/digits/full/*.yaml))
-OF_FULL := results/digits/full
-FEW_RUNS = $(wildcard $(OF_FULL)/runs/diffusion_classifier*)
-RUNS = $(filter-out $(FEW_RUNS),$(wildcard $(OF_FULL)/runs/*))
 ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
   rdc-cifar10 ndc-cifar10
 TABLES := $(PAPERS) cost digits
-FIGURES := cost-plot certified-plot head-to-head claims robust-plot certified cost robust certified-few-plot
 .DEFAULT_GOAL := help
 .PHONY: help setup tables $(TABLES:%=table-%) digits digits-full train-digits train-multiscale train-rcm \
   train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench \
-  figures $(FIGURES:%=figure-%) readme gallery verify report clean
+  figures readme gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -112,21 +108,8 @@ bench: setup  ## speed of the engine against bare forward passes and a plain loo
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.diffusion_classifier
 
-figures: setup  ## redraw tables and plots from results/, judge the papers' claims, without torch
-	$(MAKE) --no-print-directory --jobs=$$($(BIN)/python -c "import os; print(os.cpu_count())") $(FIGURES:%=figure-%)
-
-# Of each what `drbench` is asked, side by side with the others.
-figure-certified: ASKED = table $(OF_FULL)/runs
-figure-certified-plot: ASKED = plot $(RUNS)
-figure-certified-few-plot: ASKED = plot $(FEW_RUNS)
-figure-cost: ASKED = table $(RUNS) --cost
-figure-cost-plot: ASKED = plot $(RUNS) --cost
-figure-robust: ASKED = table $(OF_FULL)/attacks
-figure-robust-plot: ASKED = plot $(OF_FULL)/attacks
-figure-claims: ASKED = claims $(OF_FULL)
-figure-head-to-head: ASKED = table --head-to-head $(OF_FULL)
-$(FIGURES:%=figure-%): figure-%:
-	$(BIN)/drbench $(ASKED) --out $(OF_FULL)/$(*:%-plot=%)
+figures: setup  ## tables, plots, claims and report of digits-full, redrawn from its records, without torch
+	$(BIN)/python -m benchmarks.figures
 
 readme: setup  ## the tables of the README, from those in results/
 	$(BIN)/python -m benchmarks.readme

@@ -110,7 +110,7 @@ def prepared(name: str, count: int, n: int, *overrides: str):
     (cell,) = config.load(weights.home() / "benchmarks" / "digits" / f"{name}.yaml", words)
     images = build.images(cell)
     defense = prepare(cell, images, {})
-    batch = find_batch_rows(defense, SIGMA)
+    batch = find_batch_rows(defense, SIGMA, count * (N0 + n) // torch.get_num_threads())  # as a run of that size does
     return defense, images, Certification(OmegaConf.to_container(cell), batch, count)
 
 

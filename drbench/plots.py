@@ -60,6 +60,7 @@ def save(draw: Callable[[], Figure], stem: str | Path) -> list[Path]:
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
             FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+            figure.set_layout_engine("none")  # what was found for the one serves the other
             FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
         except OSError as error:
             raise DrbenchError(f"cannot write plot {stem}: {error.strerror}; choose another --out") from error

@@ -1,6 +1,10 @@
 """The shipped weights and the tracked results of the digits job are what the documents say."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +182,26 @@ def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path, runs):
         "A: audit dynamic",  # BPDA's gradient is not that of the answer, which takes gradients of its own
         "A: estimate",  # Lipschitz radii
     ]
+
+
+def test_make_figures_writes_all_files_without_torch(tmp_path):
+    full = Path("results/digits/full")
+    for name in ("runs/constant", "runs/rcm-seed_0", "runs/diffusion_classifier-apndc", "attacks/undefended"):
+        shutil.copytree(ROOT / full / name, tmp_path / full / name)
+    program = "import sys; from benchmarks import figures; figures.main(); assert 'torch' not in sys.modules"
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    tracked = {path.name for path in (ROOT / full).iterdir() if path.is_file() and "gallery" not in path.name}
+    assert {path.name for path in (tmp_path / full).iterdir() if path.is_file()} == tracked
+    written = {
+        str(path.relative_to(tmp_path)) for suffix in ("md", "svg", "html") for path in tmp_path.rglob(f"*.{suffix}")
+    }
+    assert written <= set(told.stdout.split()) and "results/report.html" in written
+    few = (tmp_path / full / "certified-few.svg").read_text()
+    assert "diffusion_classifier" in few and "rcm" not in few
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "methods").glob("*/README.md")))

@@ -58,7 +58,8 @@ def _search(defense: Defense, sigma: float, most: int) -> int:
         while len(turns) <= TURNS and in_time(sum(2 * rows / rates[rows] for rows in near)):
             turns.append([_rows_per_second(defense, sigma, rows) for rows in near])
         turns = turns[1:] or turns  # the first look was at sizes one after the other
-        rates = {rows: statistics.median(found) for rows, found in zip(near, zip(*turns, strict=True), strict=True)}
+        shares = [[rate / max(turn) for rate in turn] for turn in turns]  # a slow turn says as much as a fast one
+        rates = {rows: statistics.median(found) for rows, found in zip(near, zip(*shares, strict=True), strict=True)}
     return min((rows for rows, rate in rates.items() if rate >= 0.99 * max(rates.values())), default=1)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pandas import DataFrame
 
-from drbench import robust_tables, stats, summary, verify
+from drbench import claims, head_to_head, robust_tables, stats, summary, verify
 from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.report.marks import Badge, badges, signs
@@ -55,6 +56,16 @@ class Book:
         problems = [verify.problems(run) for run in runs]
         marked = [badges(*each) for each in zip(runs, (said.get(name, "") for name in names), problems, strict=True)]
         return cls(runs, frames, attacked, marked, problems, {name: i for i, name in enumerate(names)})
+
+    @cached_property
+    def verdicts(self) -> DataFrame:
+        """`claims.judge` of the runs."""
+        return claims.judge(self.runs)
+
+    @cached_property
+    def equal(self) -> DataFrame:
+        """`head_to_head.frame` of the runs."""
+        return head_to_head.frame(self.runs)
 
     def number(self, task: str, place: str) -> int:
         """Of the run that a frame names."""

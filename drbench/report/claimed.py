@@ -34,7 +34,7 @@ def boards(book: Book) -> list[Table]:
     """One table a paper; none if no claim can be tested, or if this installation has no file of claims."""
     if not (weights.home() / "benchmarks" / "claims.yaml").exists():
         return []
-    found = claims.judge(book.runs)
+    found = book.verdicts
     if (found["verdict"] == "not tested").all():
         return []
     papers = found.groupby("paper", sort=False)
@@ -76,7 +76,7 @@ def equal(book: Book) -> list[Table]:
     runs = [run for run in book.runs if any(run.ordered()) and run.header["engine"].get("certifier") != "imported"]
     if len({head_to_head.row_name(run) for run in runs if run.task == "certify"}) < 2:
         return []
-    frame = head_to_head.frame(runs)
+    frame = book.equal
     certified = frame[frame["section"] == "certified"].groupby(["dataset", "condition", "images", "draws"], sort=False)
     tables = [_equal(f"equal-{i}", names, part, book) for i, (names, part) in enumerate(certified)]
     return tables + [_budget(dataset, part) for dataset, part in frame.groupby("dataset", sort=False)]

@@ -44,9 +44,9 @@ class Page(NamedTuple):
     sources: dict[str, list]
 
 
-def gather(runs: Sequence[Run]) -> Page:
+def gather(runs: Sequence[Run] | Book) -> Page:
     """The page of these runs, certifications and attacks together."""
-    book = Book.of(runs)
+    book = runs if isinstance(runs, Book) else Book.of(runs)
     return Page(
         facts=_facts(book),
         boards=leaderboard.boards(book),

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from drbench.errors import DrbenchError
 from drbench.record import Run
+from drbench.report.book import Book
 from drbench.report.gallery import Picture, pictures
 from drbench.report.gather import Page, gather
 
@@ -36,7 +37,7 @@ FIGURES = {
 }  # fmt: skip
 
 
-def write(runs: Sequence[Run], out: Path, roots: Sequence[str | Path] = ()) -> Path:
+def write(runs: Sequence[Run] | Book, out: Path, roots: Sequence[str | Path] = ()) -> Path:
     """Write the page of these runs, with pictures that lie in `roots`. The same records give the same bytes."""
     page = gather(runs)
     text = render(page, pictures(roots, [run["place"] for run in page.runs]))
