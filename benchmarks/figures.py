@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from drbench import (
     summary,
     tables,
 )
+from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.report import render
 from drbench.report.book import Book
@@ -44,45 +46,50 @@ def pages(runs: Sequence[Run]) -> list[Path]:
     ]
 
 
-def all_tables(certified: Sequence[Run], most: Sequence[Run], attacked: Sequence[Run]) -> list[Path]:
-    frame = summary.frame(certified)
-    return [
-        *tables.write(frame, FULL / "certified", halting.frame(certified)),
-        *pareto.write(pareto.frame(most, pareto.RADII), FULL / "cost"),
-        *robust_tables.write(robust_tables.frame(attacked), FULL / "robust"),
-    ]
-
-
 def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
-    """What is to be written, the longest work first."""
+    """What is to be written of these runs, the longest work first."""
     certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
-    most, few = ([run for run in certified if (run.header["defense"]["name"] == FEW) is small]
-                 for small in (False, True))  # fmt: skip
-    return [
-        lambda: pages(runs),
-        lambda: pareto_plot.cost_curves(most, FULL / "cost"),
-        lambda: plots.radius_curves(most, FULL / "certified"),
-        lambda: robust_plots.robust_curves(attacked, FULL / "robust"),
-        lambda: all_tables(certified, most, attacked),
-        lambda: plots.radius_curves(few, FULL / "certified-few"),
+    most, few = (
+        [run for run in certified if (run.header["defense"]["name"] == FEW) is small] for small in (False, True)
+    )
+    work = [
+        (runs, lambda: pages(runs)),
+        (most, lambda: pareto_plot.cost_curves(most, FULL / "cost")),
+        (most, lambda: plots.radius_curves(most, FULL / "certified")),
+        (attacked, lambda: robust_plots.robust_curves(attacked, FULL / "robust")),
+        (few, lambda: plots.radius_curves(few, FULL / "certified-few")),
+        (certified, lambda: tables.write(summary.frame(certified), FULL / "certified", halting.frame(certified))),
+        (most, lambda: pareto.write(pareto.frame(most, pareto.RADII), FULL / "cost")),
+        (attacked, lambda: robust_tables.write(robust_tables.frame(attacked), FULL / "robust")),
     ]
+    return [do for some, do in work if some]
 
 
 def do(number: int) -> list[Path]:
     return list(WORK[number]())
 
 
-def main() -> None:
+def main() -> int:
     gc.disable()  # hardly anything made here can be freed before the end: a tenth of the time
-    runs = [record.read(folder) for folder in record.find([FULL])]
+    failed = 0
+    try:
+        runs = [record.read(folder) for folder in record.find([FULL])]
+    except DrbenchError as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 2
     for run in runs:
         if run.task == "certify":
             summary.certified(run)  # all of the work asks for it
     WORK[:] = plan(runs)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
-        for written in pool.map(do, range(len(WORK))):
-            print(*written)
+        for future in [pool.submit(do, number) for number in range(len(WORK))]:
+            try:
+                print(*future.result())
+            except DrbenchError as error:  # of one file: the others are written all the same
+                print(f"figures: {error}", file=sys.stderr)
+                failed = 2
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

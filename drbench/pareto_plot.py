@@ -14,6 +14,7 @@ from pandas import DataFrame
 
 from drbench import pareto, plots, summary
 from drbench.curves import COLOURS
+from drbench.errors import DrbenchError
 from drbench.record import Run
 from drbench.summary import METHOD
 
@@ -30,6 +31,8 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
     for suffix, (column, label) in COSTS.items():
         some = table[table[column] > 0]
+        if some.empty:
+            raise DrbenchError(f"no plot {stem}: none of these runs has a cost in {label}; add one with a network")
         paths += plots.save(partial(_draw, some, column, label), stem.with_name(stem.name + suffix))
     return paths
 

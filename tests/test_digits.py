@@ -188,7 +188,7 @@ def test_make_figures_writes_all_files_without_torch(tmp_path):
     full = Path("results/digits/full")
     for name in ("runs/constant", "runs/rcm-seed_0", "runs/diffusion_classifier-apndc", "attacks/undefended"):
         shutil.copytree(ROOT / full / name, tmp_path / full / name)
-    program = "import sys; from benchmarks import figures; figures.main(); assert 'torch' not in sys.modules"
+    program = "import sys; from benchmarks import figures; assert figures.main() == 0 and 'torch' not in sys.modules"
     told = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True,

@@ -83,3 +83,9 @@ def test_runs_without_costs_are_left_out(runs, tmp_path):
     assert len(pareto.frame([imported, runs[1]]).run.unique()) == 1
     with pytest.raises(DrbenchError, match="runs with measured costs"):
         pareto.frame([imported])
+
+
+def test_a_plot_of_runs_that_cost_nothing_says_so(tmp_path, capsys):
+    free = make_run(tmp_path / "a", [990, 700], defense="constant", nfe={})
+    assert main(["plot", str(free.folder), "--cost", "--out", str(tmp_path / "cost")]) == 2
+    assert "none of these runs has a cost" in capsys.readouterr().err and not list(tmp_path.glob("cost*"))
