@@ -16,9 +16,6 @@ from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
 from drbench.record import Row, Run
 
-_PHILOX = np.random.Philox(key=0)  # one for all images, re-keyed: a new one takes twice the time of what it draws
-_FRESH, _GENERATOR = _PHILOX.state, np.random.Generator(_PHILOX)
-
 
 def can_thin(run: Run) -> bool:
     """Whether the run holds votes of a fixed number of draws at one noise level."""
@@ -37,24 +34,36 @@ def thinned(run: Run, n: int) -> Run:
     if n == engine["n"]:
         return run
     if ("thinned", n) not in run.memory:  # tables and claims ask for the same again and again
-        rows = {image_id: _thinned(row, n) for image_id, row in run.rows.items()}
+        streams = _Streams()
+        rows = {image_id: _thinned(row, n, streams) for image_id, row in run.rows.items()}
         run.memory["thinned", n] = replace(run, header=run.header | {"engine": engine | {"n": n}}, rows=rows)
     return run.memory["thinned", n]
 
 
-def _thinned(row: Row, n: int) -> Row:
+class _Streams:
+    """The random stream of each image, by one generator that is re-keyed: a new one takes twice the time of a draw."""
+
+    def __init__(self):
+        self._philox = np.random.Philox(key=0)
+        self._fresh, self._generator = self._philox.state, np.random.Generator(self._philox)
+
+    def of(self, image_id: int | str) -> np.random.Generator:
+        self._fresh["state"]["key"][0] = zlib.crc32(str(image_id).encode())
+        self._philox.state = self._fresh
+        return self._generator
+
+
+def _thinned(row: Row, n: int, streams: _Streams) -> Row:
     if row.evidence is None:
         return row
     (stage,) = row.evidence.stages
-    stage = Stage(stage.sigma, stage.select, stage.n0, _subset(stage.votes, n, row.id), n)
+    stage = Stage(stage.sigma, stage.select, stage.n0, _subset(stage.votes, n, streams.of(row.id)), n)
     return replace(row, evidence=Evidence((stage,), row.evidence.clean, row.evidence.uniform))
 
 
-def _subset(votes: Mapping[int, int], n: int, image_id: int | str) -> dict[int, int]:
+def _subset(votes: Mapping[int, int], n: int, rng: np.random.Generator) -> dict[int, int]:
     if len(votes) == 1:
         return dict.fromkeys(votes, n)
     classes = sorted(votes)
-    _FRESH["state"]["key"][0] = zlib.crc32(str(image_id).encode())
-    _PHILOX.state = _FRESH
-    kept = _GENERATOR.multivariate_hypergeometric([votes[c] for c in classes], n)
+    kept = rng.multivariate_hypergeometric([votes[c] for c in classes], n)
     return {c: int(k) for c, k in zip(classes, kept, strict=True) if k}
