@@ -19,7 +19,7 @@ from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
 # Smaller batches take other paths through the kernels, with other rounding. Padding keeps the numbers of a row the
 # same in every batch, which a long attack would otherwise amplify.
-SMALLEST = 32
+SMALLEST = 16
 
 
 class Answer(NamedTuple):

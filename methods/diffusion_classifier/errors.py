@@ -1,7 +1,8 @@
 """Denoising errors of images x classes x nodes in full batches, with an exact gradient at bounded memory.
 
 The logits are sums of errors, so nothing need be kept: the forward pass stores no graph. The backward pass evaluates
-again, with the same noise, and only what its incoming gradient asks for: a margin loss looks at two classes of K.
+again, with the same noise, and only what its incoming gradient asks for: a margin loss looks at two classes of K. Where
+a network answers for all classes at once and one call takes all rows, there is nothing to save: autograd keeps it.
 """
 
 from __future__ import annotations
@@ -54,8 +55,15 @@ def denoising_errors(
     -------
     Tensor (P, T, heads)
         Its gradient in `base` and `anchor` is exact for this noise, and costs evaluations for those (pair, term) alone
-        whose incoming gradient is not zero. The network's weights get none, and there is no second derivative.
+        whose incoming gradient is not zero. It is for the images: neither for the network's weights, nor to be
+        differentiated again.
     """
+    rows = torch.arange(len(pairs.image) * len(terms.level), device=base.device)
+    tracked = torch.is_grad_enabled() and (base.requires_grad or anchor.requires_grad)
+    if tracked and pairs.label is None and len(rows) <= chunk:
+        work = _Work.of(rows, terms, pairs, noise, base.dtype)
+        errors = work.errors(predict, base[work.image], anchor[work.image])
+        return errors.unflatten(0, (len(pairs.image), len(terms.level)))
     return _Errors.apply(base, anchor, noise, terms, pairs, predict, chunk)
 
 

@@ -49,7 +49,8 @@ def maximize(denoise: Callable, x_net: Tensor, ascent: Ascent, draws: Draws, chu
     """Likelier images (B, C, H, W) in [-1, 1], differentiable in `x_net` through every step.
 
     Works under inference mode too: the steps need gradients of their own. The backward pass repeats one step at a time,
-    `chunk` rows at a time, so that memory does not grow with the number of steps or of images.
+    `chunk` rows at a time, so that memory does not grow with the number of steps or of images; what it would repeat is
+    kept where the rows of all steps together are no more than `chunk`.
     """
     grad = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
@@ -59,7 +60,10 @@ def maximize(denoise: Callable, x_net: Tensor, ascent: Ascent, draws: Draws, chu
         for number in range(ascent.steps):
             level = (low + (high - low) * draws.rand(len(start), 1)).flatten()
             noise = draws.randn(*start.shape)
-            state = _Step.apply(start, *state, noise, level, denoise, ascent, number, chunk)
+            if grad and start.requires_grad and len(start) * ascent.steps <= chunk:
+                state = _step(start, *state, noise, level, denoise, ascent, number)
+            else:
+                state = _Step.apply(start, *state, noise, level, denoise, ascent, number, chunk)
         return state[0].clamp(-1, 1)
 
 

@@ -260,10 +260,11 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("chunk", [11, 12])  # 12 rows are kept, more are evaluated again
 @pytest.mark.parametrize("loss", [margin, dlr, cross_entropy])
 @pytest.mark.parametrize("args, sigma", CASES, ids=[str(case[0]) for case in CASES])
-def test_gradient_is_that_of_plain_autograd(args, sigma, loss):
-    defense, slopes = tiny(chunk=11, **args).double(), []  # DLR divides by small differences of logits
+def test_gradient_is_that_of_plain_autograd(args, sigma, loss, chunk):
+    defense, slopes = tiny(chunk=chunk, **args).double(), []  # DLR divides by small differences of logits
     for function in (defense.attack_logits, lambda *given: plain_logits(defense, *given)):
         x = images(4).double().requires_grad_()
         logits = function(x, sigma, Draws.seeded(3, 4))
@@ -285,6 +286,18 @@ def test_backward_evaluates_only_the_classes_that_the_loss_looks_at():
     assert counts == {"margin": 5 * 2 * 3, "cross-entropy": 5 * 4 * 3}
 
 
+@pytest.mark.parametrize("args, again", [({"network": "multihead"}, 2 * 3), ({"likelihood": {"steps": 2}}, 2 * 2)])
+def test_what_fits_one_call_is_kept_and_not_evaluated_again(args, again):
+    counts = []
+    for chunk in (6, 1):
+        defense, x = tiny(chunk=chunk, **args), images(2).requires_grad_()
+        loss = margin(defense.attack_logits(x, 0.0, Draws.seeded(0, 2)))
+        with Evaluations(defense) as evaluations:
+            torch.autograd.grad(loss, x)
+        counts.append(sum(evaluations.counts.values()))
+    assert counts[1] - counts[0] == again
+
+
 @pytest.mark.parametrize("args", [{}, {"likelihood": {"steps": 4}}])
 def test_the_forward_pass_keeps_no_graph(args):
     """What is saved for the backward pass: inputs, noise and (of likelihood maximisation) one state a step."""
@@ -296,7 +309,7 @@ def test_the_forward_pass_keeps_no_graph(args):
 
     saved = []
     for nodes in (3, 30):
-        defense, x, made = tiny(nodes=nodes, **args), images(4).requires_grad_(), weakref.WeakSet()
+        defense, x, made = tiny(nodes=nodes, chunk=12, **args), images(4).requires_grad_(), weakref.WeakSet()
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
             logits = defense.attack_logits(x, 0.0, Draws.seeded(0, 4))
         saved.append(sum(kept.tensor.numel() for kept in made))
