@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pandas import DataFrame
 
+from drbench.frames import named_rows
 from drbench.summary import SHARES
 
 TEXT = """\
@@ -23,7 +24,7 @@ def section(table: DataFrame, label: Callable[..., str]) -> Iterator[str]:
     """Lines of Markdown: one row per run of the frame, named by `label`."""
     yield from ("## What the averages hide", "", TEXT, "", f"| {' | '.join(HEAD)} |")
     yield "|---" + "|---:" * (len(HEAD) - 1) + "|"
-    for row in table.drop_duplicates("run").itertuples():
+    for row in named_rows(table.drop_duplicates("run")):
         shares = (getattr(row, share) for share in SHARES)
         numbers = [(row.acr, ".3f"), (row.acr_constant, ".3f"), (100 * row.acr_easiest, ".0f"),
                    (row.radius_median, ".3f"), *((share, ".3f") for share in shares),

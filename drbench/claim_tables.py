@@ -10,6 +10,7 @@ import pandas as pd
 from pandas import DataFrame
 
 from drbench.claims import RULE, VERDICTS
+from drbench.frames import named_rows
 from drbench.saving import save
 from drbench.tables import MD, TEX
 
@@ -47,10 +48,10 @@ def render_markdown(table: DataFrame) -> str:
         tested, rest = part[part.verdict != "not tested"], part[part.verdict == "not tested"]
         for dataset, rows in tested.groupby("dataset", sort=False):
             text += [f"On {dataset}:".translate(MD), "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
-            text += [f"| {' | '.join(cell.translate(MD) for cell in _cells(row))} |" for row in rows.itertuples()]
+            text += [f"| {' | '.join(cell.translate(MD) for cell in _cells(row))} |" for row in named_rows(rows)]
             text.append("")
         if len(rest):
-            text += [*(_untested(row).translate(MD) for row in rest.itertuples()), ""]
+            text += [*(_untested(row).translate(MD) for row in named_rows(rest)), ""]
     return "\n".join([*text, "## Rules", "", RULE]) + "\n"
 
 
@@ -82,7 +83,7 @@ def _untested(row) -> str:
 def render_short(table: DataFrame) -> str:
     """The few claims that stand in the README, as one Markdown table."""
     lines = ["| paper | claim | published | here | images, seeds |", "|---|---|---|---|---|"]
-    for row in table[table.main].itertuples():
+    for row in named_rows(table[table.main]):
         found = row.note if row.verdict == "not tested" else f"{effect(row)}, {row.images:.0f}"
         value, _, size = found.rpartition(", ") if row.verdict != "not tested" else (found, "", "–")
         cells = [row.paper.partition(" (")[0], row.statement, row.published or "–"]
@@ -98,7 +99,7 @@ def render_latex(table: DataFrame) -> str:
             r"claim & verdict & effect & $p$, Holm & images \\"]  # fmt: skip
     for (paper, dataset), rows in table[table.verdict != "not tested"].groupby(["paper", "dataset"], sort=False):
         text += [r"\midrule", rf"\multicolumn{{5}}{{l}}{{{_tex(f'{paper}, {dataset}')}}} \\"]
-        for row in rows.itertuples():
+        for row in named_rows(rows):
             p = "--" if math.isnan(row.p_holm) else f"{row.p_holm:.2g}"
             cells = [_tex(row.statement), _tex(verdict(row)), _tex(effect(row)), p, f"{row.images:.0f}"]
             text.append(rf"{' & '.join(cells)} \\")

@@ -14,6 +14,7 @@ from pandas import DataFrame
 
 from drbench import stats
 from drbench.errors import DrbenchError
+from drbench.frames import first_row, named_rows
 from drbench.record import Run
 from drbench.saving import save
 from drbench.summary import certified, common_norm, frame, method_name, where
@@ -87,7 +88,7 @@ def _compare_runs(a: Run, b: Run, radii: Sequence[float] | None, norm: str) -> D
     if not first.label.equals(second.label):
         raise DrbenchError(f"{a.folder} and {b.folder} disagree on labels: they are not of the same images")
     rows = [frame([run], radii, norm) for run in (a, b)]
-    heads = [next(table.itertuples()) for table in rows]
+    heads = [first_row(table) for table in rows]
     reach = [found.radius.where(found.correct, 0.0) for found in (first, second)]
     acr_low, acr_high = stats.bootstrap_mean(reach[0] - reach[1])
     lines = []
@@ -127,7 +128,7 @@ def render(table: DataFrame) -> str:
 
 
 def _section(part: DataFrame) -> Iterator[str]:
-    head = next(part.itertuples())
+    head = first_row(part)
     yield f"## A = {head.a}, B = {head.b}, {head.noise}, {head.dataset} {head.subset}"
     yield ""
     noise = "same noise" if head.same_noise else "different noise"
@@ -136,7 +137,7 @@ def _section(part: DataFrame) -> Iterator[str]:
     yield ""
     yield "| r | A | B | A − B | A only | B only | p |"
     yield "|---" + "|---:" * 6 + "|"
-    for row in part.itertuples():
+    for row in named_rows(part):
         beyond = row.radius > row.ceiling_a, row.radius > row.ceiling_b
         if all(beyond):
             break

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
+from drbench.frames import first_row, named_rows
 from drbench.saving import save
 from drbench.tables import MD, TEX
 
@@ -56,9 +57,9 @@ def _grid(rows: DataFrame, columns: str) -> Iterator[str]:
     yield "| defense | " + " | ".join(head.translate(MD) for head in heads) + " |"
     yield "|---" + "|---:" * len(heads) + "|"
     for _, part in rows.groupby("row", sort=False):
-        found = {getattr(row, columns): row for row in part.itertuples()}
+        found = {getattr(row, columns): row for row in named_rows(part)}
         cells = [_cell(found[head]) if head in found else "–" for head in heads]
-        yield f"| {_name(next(part.itertuples())).translate(MD)} | {' | '.join(cells)} |"
+        yield f"| {_name(first_row(part)).translate(MD)} | {' | '.join(cells)} |"
 
 
 def _cell(row) -> str:
@@ -80,7 +81,7 @@ def _streams(rows: DataFrame) -> Iterator[str]:
     usual = rows.note.mode()[0]
     odd = rows[rows.note != usual].drop_duplicates("row")
     yield ""
-    others = "; ".join(f"{row.row} {row.note}" for row in odd.itertuples())
+    others = "; ".join(f"{row.row} {row.note}" for row in named_rows(odd))
     yield f"Noise: {usual}{f'; but {others}' if others else ''}.".translate(MD)
 
 
@@ -88,7 +89,7 @@ def _budget(part: DataFrame) -> Iterator[str]:
     yield "| defense | parameters | calls of a draw | ms of a draw | training, s | of the weights |"
     yield "|---|---:|---:|---:|---:|---|"
     for _, rows in part[part.section == "budget"].groupby("row", sort=False):
-        found = {row.quantity: row for row in rows.itertuples()}
+        found = {row.quantity: row for row in named_rows(rows)}
         first = found["parameters"]
         cells = [_number(found, "parameters", ",.0f"), _range(found.get("calls"), 1, "g"),
                  _range(found.get("seconds"), 1000, ".2g", mean=True), _number(found, "training seconds", ",.0f"),
@@ -118,7 +119,7 @@ def _factor(part: DataFrame) -> Iterator[str]:
     yield "| baseline | noise levels | network calls | wall time | quoted, ImageNet |"
     yield "|---|---|---:|---:|---:|"
     for _, group in rows.groupby("row", sort=False):
-        found, first = {row.quantity: row for row in group.itertuples()}, next(group.itertuples())
+        found, first = {row.quantity: row for row in named_rows(group)}, first_row(group)
         calls, seconds = (_times(found[measure]) if measure in found else "–" for measure in ("calls", "seconds"))
         cells = (_name(first), first.condition or "–", calls, seconds, first.note or "–")
         yield f"| {' | '.join(cell.translate(MD) for cell in cells)} |"
@@ -140,10 +141,10 @@ def render_latex(table: DataFrame) -> str:
             wide = f"{dataset}, {title}".translate(TEX).replace("σ", r"$\sigma$")
             text += [r"\midrule", rf"\multicolumn{{{len(heads) + 1}}}{{l}}{{{wide}}} \\"]
             for _, group in rows.groupby("row", sort=False):
-                found = {row.quantity: row.value for row in group.itertuples()}
+                found = {row.quantity: row.value for row in named_rows(group)}
                 cells = [f"{found[h] * (1 if h == 'ACR' else 100):{'.3f' if h == 'ACR' else '.1f'}}" if h in found
                          else "--" for h in heads]  # fmt: skip
-                text.append(" & ".join([_name(next(group.itertuples())).translate(TEX), *cells]) + r" \\")
+                text.append(" & ".join([_name(first_row(group)).translate(TEX), *cells]) + r" \\")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

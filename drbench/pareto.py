@@ -11,6 +11,7 @@ from pandas import DataFrame
 
 from drbench import summary
 from drbench.errors import DrbenchError
+from drbench.frames import first_row, named_rows
 from drbench.record import Run
 from drbench.saving import save
 from drbench.summary import METHOD, method_name
@@ -69,7 +70,7 @@ def _front(part: DataFrame) -> pd.Series:
         better = (share >= row.certified_accuracy) & (cost <= row.evaluations)
         return bool((better & ((share > row.certified_accuracy) | (cost < row.evaluations))).any())
 
-    kept = [row.certified_accuracy > 0 and not beaten(row) for row in part.itertuples()]
+    kept = [row.certified_accuracy > 0 and not beaten(row) for row in named_rows(part)]
     return pd.Series(kept, index=part.index)
 
 
@@ -77,7 +78,7 @@ def render(table: DataFrame) -> str:
     """Markdown: one section per images and noise levels, rows by cost."""
     text = ["# Certified accuracy against cost", ""]
     for _, part in table.groupby(GROUP, sort=False):
-        first = next(part.itertuples())
+        first = first_row(part)
         text += [f"## {first.dataset} {first.subset}, {summary.where(first)}", "", *_section(part), ""]
     marked = sorted({mark for marks in table["marks"] for mark in marks.split(", ") if mark})
     text += ["## Notes", "", NOTES, *([f"- Rows are marked in brackets: {', '.join(marked)}."] if marked else [])]
@@ -91,10 +92,10 @@ def _section(part: DataFrame) -> Iterator[str]:
     yield f"| defense | {' | '.join(head)} |"
     yield "|---" + "|---:" * len(head) + "|"
     for _, run in shown.sort_values(["evaluations", *METHOD], kind="stable").groupby("run", sort=False):
-        first = next(run.itertuples())
+        first = first_row(run)
         name = method_name(first) + (f" [{first.marks}]" if first.marks else "")
         facts = f"{first.evaluations:,.0f}", f"{first.nfe:g}", f"{first.n0 + first.draws:,.0f}"
-        cells = [_cell(row) for row in run.sort_values("radius").itertuples()]
+        cells = [_cell(row) for row in named_rows(run.sort_values("radius"))]
         yield f"| {' | '.join([name, *facts, f'{first.seconds_per_image:.3g}', *cells])} |"
 
 

@@ -15,6 +15,7 @@ from pandas import DataFrame
 from drbench import pareto, plots, summary
 from drbench.curves import COLOURS
 from drbench.errors import DrbenchError
+from drbench.frames import first_row, named_rows
 from drbench.record import Run
 from drbench.summary import METHOD
 
@@ -39,7 +40,7 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 
 def _draw(table: DataFrame, column: str, label: str) -> Figure:
     groups = list(table.groupby(pareto.GROUP, sort=False))
-    methods = {key: summary.method_name(next(part.itertuples())) for key, part in table.groupby(METHOD, sort=False)}
+    methods = {key: summary.method_name(first_row(part)) for key, part in table.groupby(METHOD, sort=False)}
     styles = {
         key: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, key in enumerate(methods)
     }
@@ -48,7 +49,7 @@ def _draw(table: DataFrame, column: str, label: str) -> Figure:
     figure = Figure(figsize=(max(8, 4.6 * len(groups)), height), dpi=100, layout="constrained")
     grid = figure.subplots(len(pareto.DRAWN), len(groups), sharex="col", squeeze=False)
     for across, (_, part) in enumerate(groups):
-        first = next(part.itertuples())
+        first = first_row(part)
         for down, radius in enumerate(pareto.DRAWN):
             axes = grid[down, across]
             _panel(axes, part[part["radius"] == radius], column, styles)
@@ -65,7 +66,7 @@ def _panel(axes: Axes, part: DataFrame, column: str, styles: dict) -> None:
     ordered = part.sort_values(column)
     best = ordered["certified_accuracy"].cummax()
     axes.plot(ordered[column], 100 * best, drawstyle="steps-post", color="#999999", linewidth=1, zorder=1)
-    for row in ordered.itertuples():
+    for row in named_rows(ordered):
         share, style = row.certified_accuracy, styles[row.defense, row.variant]
         spread = [[100 * (share - row.ci_low)], [100 * (row.ci_high - share)]]
         axes.errorbar(getattr(row, column), 100 * share, yerr=spread, markersize=7, elinewidth=1, **style)

@@ -18,6 +18,7 @@ from pandas import DataFrame
 from drbench import summary
 from drbench.curves import NORMS, Panel, curve_frame, line_styles, panels_of, thinned
 from drbench.errors import DrbenchError
+from drbench.frames import first_row, named_rows
 from drbench.record import Run
 from drbench.summary import METHOD
 
@@ -107,7 +108,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
         axes.fill_between(steps["radius"], low, high, step="pre", color=style["color"], alpha=0.1, linewidth=0)
         axes.plot(*_steps_down(steps), drawstyle="steps-pre", linewidth=1.8, **style)
         if panel.oracle:
-            for row in line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()].itertuples():
+            for row in named_rows(line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()]):
                 axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style["color"],
                           markersize=8, markeredgecolor="white", zorder=3, clip_on=False)  # fmt: skip
     right = _shown(panel) if panel.cascade else 1.08 * max(panel.ceilings)
@@ -136,7 +137,7 @@ def _label(part: DataFrame, curves: DataFrame) -> str:
     """Name of a method, in brackets what is not the same in all runs of the figure, and its marks."""
     facts = [f"{column} = {_values(part, column)}" for column in ("n", "images") if curves[column].nunique() > 1]
     facts += sorted({mark for marks in part["marks"] for mark in marks.split(", ") if mark})
-    name = summary.method_name(next(part.itertuples()))
+    name = summary.method_name(first_row(part))
     return f"{name} [{'; '.join(facts)}]" if facts else name
 
 

@@ -11,6 +11,7 @@ from pandas import DataFrame
 
 from drbench import summary
 from drbench.errors import DrbenchError
+from drbench.frames import named_rows
 from drbench.record import Run
 from drbench.robustness import Robustness, robustness
 from drbench.saving import save
@@ -95,7 +96,7 @@ def render_markdown(table: DataFrame) -> str:
                 f"worst-of-{tries} (clean)", "one-shot (clean)", "strongest", "gradients", "forwards", "preset",
                 "audited", "flags"]  # fmt: skip
         text += [f"| {' | '.join(head)} |", "|---|---:|---" + "|---:" * 6 + "|---|---:|---:|---|---:|---|"]
-        text += [f"| {' | '.join(_cells(row))} |" for row in part.itertuples()]
+        text += [f"| {' | '.join(_cells(row))} |" for row in named_rows(part)]
         text.append("")
     return "\n".join([*text, "## Notes", "", NOTES]) + "\n"
 
@@ -127,7 +128,7 @@ def render_latex(table: DataFrame) -> str:
     for (dataset, subset, norm, _), part in table.groupby(THREAT, sort=False):
         title = f"{f'{dataset} {subset}'.translate(TEX)}, {names.get(norm, norm)} $\\leq {part.iloc[0].eps_text}$"
         text += [r"\midrule", rf"\multicolumn{{8}}{{l}}{{{title}}} \\"]
-        for row in part.itertuples():
+        for row in named_rows(part):
             numbers = [_percent(getattr(row, name)) for name in ("clean_average", *KINDS)]
             flags = _flags(row)
             name = summary.method_name(row).translate(TEX) + (f" [{flags.translate(TEX)}]" if flags else "")

@@ -16,6 +16,7 @@ from pandas import DataFrame
 
 from drbench import curves, plots, quantities, summary
 from drbench.errors import DrbenchError
+from drbench.frames import first_row
 from drbench.record import Run
 from drbench.summary import METHOD
 
@@ -26,7 +27,7 @@ def share_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     x: p, the label's share of the estimation votes. y: % of the images with at most p. Cascades and logs have no such
     share; runs without any are left out.
     """
-    curves = [(next(summary.frame([run], [0.0], summary.common_norm([run])).itertuples()), summary.label_shares(run))
+    curves = [(first_row(summary.frame([run], [0.0], summary.common_norm([run]))), summary.label_shares(run))
               for run in runs if any(run.ordered())]  # fmt: skip
     curves = [(row, shares) for row, shares in curves if shares and row.certifier == "gaussian"]
     if not curves:
@@ -53,7 +54,7 @@ def _draw(tidy: DataFrame) -> Figure:
     figure = Figure(figsize=(5 * max(2, len(levels)), 5), dpi=100, layout="constrained")
     for axes, sigma in zip(figure.subplots(1, len(levels), sharey=True, squeeze=False)[0], levels, strict=True):
         for _, line in tidy[tidy["sigma"] == sigma].groupby("run", sort=False):
-            first = next(line.itertuples())
+            first = first_row(line)
             x, y = [0, *line["p"], 1], [0, *(100 * line["share_of_images"]), 100]
             lines[summary.method_name(first)] = axes.step(
                 x, y, where="post", linewidth=1.8, **styles[first.defense, first.variant]

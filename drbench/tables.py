@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pandas import DataFrame
 
 from drbench import beside
+from drbench.frames import named_rows
 from drbench.saving import save
 from drbench.summary import COLUMNS, DATA, METHOD, envelope, groups, method_name, split, where
 
@@ -124,7 +125,7 @@ def _line(shown: DataFrame, made_of: DataFrame) -> list:
     """Rows ascending in radius with the accuracy as `text`: "–" for a 0 beyond the ceiling, that no votes can lift."""
     reach, share = made_of["ceiling"].max(), shown["certified_accuracy"]
     text = share.map(_percent).where((share > 0) | (shown["radius"] <= reach), "–")
-    return list(shown.assign(text=text).itertuples())
+    return list(named_rows(shown.assign(text=text)))
 
 
 def _percent(share: float) -> str:
@@ -203,7 +204,7 @@ HEAD = ("defense", "halted", "undecided", "none halted", "limited earlier", "no 
 def _diagnostics(cascades: DataFrame) -> Iterator[str]:
     yield from ("## Cascades: where they stop, what they answer", "", DIAGNOSTICS, "")
     yield from (f"| {' | '.join(HEAD)} |", "|---" + "|---:" * (len(HEAD) - 1) + "|")
-    for row in cascades.itertuples():
+    for row in named_rows(cascades):
         per_scale = (" / ".join(map(_percent, shares)) for shares in (row.halted, row.undecided))
         cost = ((row.draws, row.most_draws), (row.evaluations, row.most_evaluations))
         answers = (row.certified_cascade, row.cascade_fallback, row.prior_mixed, row.clean)
@@ -254,7 +255,7 @@ def _winner(cell, form: int) -> str:
 
 def _notes(table: DataFrame) -> Iterator[str]:
     """Notes that depend on the runs: ceilings, evaluations, marks, errors, rows that differ from the others."""
-    runs = list(table.drop_duplicates("run").itertuples())
+    runs = list(named_rows(table.drop_duplicates("run")))
     names = {row.run: f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) for row in runs}
     limits = sorted(
         {(row.certifier == "cascade", row.sigma, row.n, row.alpha, where(row), row.ceiling) for row in runs}
@@ -278,9 +279,7 @@ def _notes(table: DataFrame) -> Iterator[str]:
         for _, part in table.groupby(alike):
             for column in columns:
                 most = part[column].max()
-                others = [
-                    f"{getattr(row, column)}, {names[row.run]}" for row in part[part[column] != most].itertuples()
-                ]
+                others = [f"{getattr(row, column)}, {names[row.run]}" for row in named_rows(part[part[column] != most])]
                 if others:
                     yield f"Not the same {column} in all rows, compare with care: {most}, but {'; '.join(others)}."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from drbench import robust_tables
+from drbench.frames import first_row, named_rows
 from drbench.record import Run
 from drbench.report.book import Book
 from drbench.report.grid import Cell, Column, Line, Table, number, percent
@@ -33,11 +34,11 @@ def boards(book: Book) -> list[Table]:
 
 
 def _board(key: str, part, book: Book) -> Table:
-    first = next(part.itertuples())
+    first = first_row(part)
     norm = robust_tables.NORMS.get(first.norm, first.norm)
     images = f"{first.dataset} {first.subset}"
     note = f"decision {', '.join(sorted(set(part['decision'])))}; worst of M = {_values(part['worst_of'])} evaluations"
-    lines = [_line(row, book) for row in part.itertuples()]
+    lines = [_line(row, book) for row in named_rows(part)]
     return Table(key, f"{images}, {norm} ≤ {first.eps_text}", COLUMNS, lines, note, images, norm)
 
 

@@ -10,6 +10,7 @@ from pandas import DataFrame
 
 from drbench import claims, head_to_head, robust_tables, stats, summary, verify
 from drbench.errors import DrbenchError
+from drbench.frames import named_rows
 from drbench.record import Run
 from drbench.report.marks import Badge, badges, signs
 
@@ -49,10 +50,8 @@ class Book:
         attacks = [run for run in runs if run.task == "attack" and any(row.evidence for row in run.ordered())]
         attacked = robust_tables.frame(attacks) if attacks else DataFrame(columns=["run", "marks"])
         frames = [summary.frame(part) for part in by_norm(runs)]
-        said = {
-            ("certify", row.run): row.marks for frame in frames for row in frame.drop_duplicates("run").itertuples()
-        }
-        said |= {("attack", row.run): row.marks for row in attacked.itertuples()}
+        said = {("certify", row.run): row.marks for frame in frames for row in named_rows(frame.drop_duplicates("run"))}
+        said |= {("attack", row.run): row.marks for row in named_rows(attacked)}
         problems = [verify.problems(run) for run in runs]
         marked = [badges(*each) for each in zip(runs, (said.get(name, "") for name in names), problems, strict=True)]
         return cls(runs, frames, attacked, marked, problems, {name: i for i, name in enumerate(names)})

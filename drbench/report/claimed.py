@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pandas import DataFrame
 
 from drbench import claim_tables, claims, head_to_head, stats, summary, weights
+from drbench.frames import named_rows
 from drbench.record import Run
 from drbench.report.book import Book
 from drbench.report.grid import Cell, Column, Line, Table, number, percent
@@ -38,7 +39,7 @@ def boards(book: Book) -> list[Table]:
     if (found["verdict"] == "not tested").all():
         return []
     papers = found.groupby("paper", sort=False)
-    return [Table(f"claims-{i}", paper, COLUMNS, [_claim(row, book) for row in part.itertuples()])
+    return [Table(f"claims-{i}", paper, COLUMNS, [_claim(row, book) for row in named_rows(part)])
             for i, (paper, part) in enumerate(papers)]  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _equal(key: str, names: tuple, part: DataFrame, book: Book) -> Table:
 def _rows(part: DataFrame) -> list[tuple[str, dict]]:
     """Row -> its lines by quantity, in the order of the frame."""
     found: dict[str, dict] = {}
-    for line in part.itertuples():
+    for line in named_rows(part):
         found.setdefault(line.row, {})[line.quantity] = line
     return list(found.items())
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from drbench import halting, pareto, stats, summary
+from drbench.frames import named_rows
 from drbench.record import Run
 from drbench.report import attacked, evidence
 from drbench.report.book import Book
@@ -105,7 +106,7 @@ def _beside(book: Book, number: int) -> Iterator[tuple[str, str]]:
     """What the averages of the run hide, and for a cascade where it stops."""
     run = book.runs[number]
     for frame in book.certified:
-        for row in frame[frame["run"] == summary.place(run)].head(1).itertuples():
+        for row in named_rows(frame[frame["run"] == summary.place(run)].head(1)):
             yield (
                 "ACR",
                 f"{row.acr:.3f} [{row.acr_low:.3f}, {row.acr_high:.3f}]; a constant answer gets {row.acr_constant:.3f}",
@@ -121,7 +122,7 @@ def _beside(book: Book, number: int) -> Iterator[tuple[str, str]]:
                 f"{100 * row.certified_accuracy_high_probability:.1f} %, less possible false certificates",
             )
             yield "evaluations per image", f"{pareto.evaluations(run):,.0f}"
-    for row in halting.frame([run]).itertuples():
+    for row in named_rows(halting.frame([run])):
         for kind in ("halted", "undecided"):
             yield f"{kind} at σ = {row.sigmas}", " / ".join(f"{100 * share:.1f} %" for share in getattr(row, kind))
         for kind in ("certified_cascade", "cascade_fallback", "prior_mixed", "clean"):

@@ -9,6 +9,7 @@ from pandas import DataFrame
 
 from drbench import pareto, robust_tables, summary
 from drbench.curves import COLOURS, NORMS, Panel, curve_frame, line_styles, panels_of, thinned
+from drbench.frames import first_row, named_rows
 from drbench.record import Run
 from drbench.report.book import Book, by_norm
 from drbench.report.marks import signs
@@ -79,7 +80,7 @@ def _curves(book: Book, runs: Sequence[Run]) -> Iterator[dict]:
 
 def _curve(book: Book, line: DataFrame, styles: dict, oracle: bool) -> dict:
     line = line[line.index.isin(thinned(line).index) | (line["radius"] % 0.25 == 0)]
-    first = next(line.head(1).itertuples())
+    first = first_row(line)
     style = styles[first.defense, first.variant]
     points = {"x": line["radius"].tolist(), "y": _percent(line["certified_accuracy"]),
               "low": _percent(line["ci_low"]), "high": _percent(line["ci_high"])}  # fmt: skip
@@ -122,7 +123,7 @@ def _costs(book: Book, frame: DataFrame) -> Iterator[dict]:
     styles = {key: {"colour": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
               for i, key in enumerate(frame[METHOD].drop_duplicates().itertuples(index=False, name=None))}  # fmt: skip
     for (*_, radius), part in frame.groupby([*pareto.GROUP, "radius"], sort=False):
-        rows = list(part.itertuples())
+        rows = list(named_rows(part))
         about = f"{rows[0].dataset} {rows[0].subset}, {summary.where(rows[0])}", f"r = {radius:g}"
         for label, column in COSTS.items():
             shown = sorted((row for row in rows if getattr(row, column) > 0), key=lambda row: getattr(row, column))
@@ -148,7 +149,7 @@ def robust(book: Book) -> list[dict]:
     """A panel for each norm and kind of robust accuracy; the clean accuracy stands at eps = 0."""
     if not len(book.attacked):
         return []
-    rows = list(book.attacked.itertuples())  # sorted by eps
+    rows = list(named_rows(book.attacked))  # sorted by eps
     keys = list(dict.fromkeys(_values(row, LINE) for row in rows))
     found = []
     for panel in dict.fromkeys(_values(row, PANEL) for row in rows):

@@ -13,6 +13,7 @@ from scipy import stats as reference
 from drbench import halting, record, stats, summary, tables, verify
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
+from drbench.frames import first_row, named_rows
 from tests.runs import make_cascade, make_run
 
 N, ALPHA = 1000, 0.001
@@ -32,6 +33,13 @@ def ceiling(sigma: float) -> float:
 
 def at(table: pd.DataFrame, radius: float, column: str = "certified_accuracy"):
     return table.loc[table["radius"] == radius, column].item()
+
+
+def test_rows_are_those_of_pandas():
+    table = pd.DataFrame({"n": [3, 4], "share": [0.5, float("inf")], "mode": ["fixed", None], "marks": [[1], ()]})[::-1]
+    rows, wanted = list(named_rows(table)), list(table.itertuples(index=False))
+    assert [row._asdict() for row in rows] == [row._asdict() for row in wanted] and first_row(table) == rows[0]
+    assert [type(cell) for cell in rows[0]] == [type(cell) for cell in wanted[0]]
 
 
 def test_certified_accuracy_by_hand(tmp_path):
