@@ -60,35 +60,45 @@ def maximize(denoise: Callable, x_net: Tensor, ascent: Ascent, draws: Draws, chu
         for number in range(ascent.steps):
             level = (low + (high - low) * draws.rand(len(start), 1)).flatten()
             noise = draws.randn(*start.shape)
-            if grad and start.requires_grad and len(start) * ascent.steps <= chunk:
-                state = _step(start, *state, noise, level, denoise, ascent, number)
-            else:
-                state = _Step.apply(start, *state, noise, level, denoise, ascent, number, chunk)
+            state = _Step.apply(start, *state, noise, level, denoise, ascent, number, chunk)
         return state[0].clamp(-1, 1)
 
 
 class _Step(torch.autograd.Function):
-    """One step, recomputed in the backward pass."""
+    """One step, recomputed in the backward pass unless it was kept: by the same operations, so with the same bits."""
 
     @staticmethod
     def forward(ctx, start, image, first, second, noise, level, denoise, ascent, number, chunk):
         tensors = start, image, first, second, noise, level
         ctx.save_for_backward(*tensors)
-        ctx.rest = denoise, ascent, number, chunk
-        parts = [_step(*rows, denoise, ascent, number) for rows in _rows(tensors, chunk)]
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
+        ctx.rest, tracked = (denoise, ascent, number, chunk), any(ctx.needs_input_grad)
+        ctx.kept, outputs = None, []
+        for rows in _rows(tensors, chunk):
+            ends, found = _tracked(rows, *ctx.rest[:3]) if tracked else ((), _step(*rows, denoise, ascent, number))
+            outputs.append([each.detach() for each in found])
+            if tracked and len(start) * ascent.steps <= chunk:
+                ctx.kept = [(ends, found)]  # all rows
+            del ends, found  # before the next chunk has a graph of its own
+        return tuple(map(torch.cat, zip(*outputs, strict=True)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
-        denoise, ascent, number, chunk = ctx.rest
-        slopes = []
-        for rows in _rows((*ctx.saved_tensors, *gradients), chunk):
-            with torch.enable_grad():
-                ends = [part.detach().requires_grad_() for part in rows[:4]]
-                outputs = _step(*ends, *rows[4:6], denoise, ascent, number)
-                slopes.append(torch.autograd.grad(outputs, ends, rows[6:], materialize_grads=True))
+        *rest, chunk = ctx.rest
+        kept, ctx.kept = ctx.kept, None  # its graph can be used once
+        parts = kept or (_tracked(rows, *rest) for rows in _rows(ctx.saved_tensors, chunk))
+        slopes = [
+            torch.autograd.grad(outputs, ends, rows, materialize_grads=True)
+            for (ends, outputs), rows in zip(parts, _rows(gradients, chunk), strict=True)
+        ]
         return *map(torch.cat, zip(*slopes, strict=True)), *[None] * 6
+
+
+def _tracked(rows, denoise, ascent: Ascent, number: int):
+    """What a step can be differentiated in, and its outputs with their graph."""
+    with torch.enable_grad():
+        ends = [part.detach().requires_grad_() for part in rows[:4]]
+        return ends, _step(*ends, *rows[4:6], denoise, ascent, number)
 
 
 def _rows(tensors, chunk: int):

@@ -304,7 +304,7 @@ def test_the_forward_pass_keeps_no_graph(args):
 
     class Kept:
         def __init__(self, tensor):
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # with its graph it would keep itself alive
             made.add(self)
 
     saved = []
