@@ -75,7 +75,7 @@ def test_each_attack_gets_the_answers_that_it_gets_alone(workers, rows):
 
 def test_queries_of_one_kind_share_calls_that_fill_the_workers():
     same = [lambda view: climb(view, 4, 3, 8)] * 4
-    for workers, calls in ((1, [128] * 3), (2, [64] * 6), (8, [32] * 12)):
+    for workers, calls in ((1, [128] * 3), (2, [64] * 6), (8, [16] * 24)):
         assert played(same, workers)[1] == calls
     assert played(same, 1, rows=64)[1] == [64] * 6
     other = [lambda view: climb(view, 4, 3, 8), lambda view: climb(view, 4, 3, 16)]
