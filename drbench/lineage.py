@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from drbench import weights
+from drbench import places, weights
 from drbench.errors import DrbenchError
 
 
@@ -50,7 +50,7 @@ def _parents(command: str) -> Iterable[str]:
 def _value(path: Path, section: str, key: str):
     """A value of a benchmark file, or of the one that it extends."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = places.parsed(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise DrbenchError(f"expected the training file that the manifest of weights names: {error}") from error
     if key in (raw.get(section) or {}):

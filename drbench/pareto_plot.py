@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ def _draw(table: DataFrame, column: str, label: str) -> Figure:
     legend_rows = -(-len(methods) // 4)
     height = 3.1 * len(pareto.DRAWN) + 0.25 * legend_rows + 0.4
     figure = Figure(figsize=(max(8, 4.6 * len(groups)), height), dpi=100, layout="constrained")
-    grid = figure.subplots(len(pareto.DRAWN), len(groups), sharex="col", squeeze=False)
+    grid = figure.subplots(len(pareto.DRAWN), len(groups), sharex="col", sharey=True, squeeze=False)
     for across, (_, part) in enumerate(groups):
         first = first_row(part)
         for down, radius in enumerate(pareto.DRAWN):
@@ -66,11 +67,19 @@ def _panel(axes: Axes, part: DataFrame, column: str, styles: dict) -> None:
     ordered = part.sort_values(column)
     best = ordered["certified_accuracy"].cummax()
     axes.plot(ordered[column], 100 * best, drawstyle="steps-post", color="#999999", linewidth=1, zorder=1)
-    for row in named_rows(ordered):
-        share, style = row.certified_accuracy, styles[row.defense, row.variant]
-        spread = [[100 * (share - row.ci_low)], [100 * (row.ci_high - share)]]
-        axes.errorbar(getattr(row, column), 100 * share, yerr=spread, markersize=7, elinewidth=1, **style)
-    axes.set(xscale="log", xlim=(ordered[column].min() / 1.6, ordered[column].max() * 1.6), ylim=(0, 100))
+    rows = list(named_rows(ordered))
+    bars = zip(*((getattr(row, column), 100 * row.ci_low, 100 * row.ci_high) for row in rows), strict=True)
+    axes.vlines(*bars, colors=[styles[row.defense, row.variant]["color"] for row in rows], linewidth=1)
+    for row in rows:
+        style = styles[row.defense, row.variant]
+        axes.plot(getattr(row, column), 100 * row.certified_accuracy, markersize=7, **style)
+    axes.set(xscale="log", xlim=_wide(ordered[column].min() / 1.6, ordered[column].max() * 1.6), ylim=(0, 100))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _wide(low: float, high: float) -> tuple[float, float]:
+    """Limits of a decade at least: of less, ticks at 1, 2 and 5 are too few."""
+    more = math.sqrt(max(1.0, 10 * low / high))
+    return low / more, high * more

@@ -29,10 +29,11 @@ def manifest(name: str, shared: bool = True) -> dict[str, dict]:
     for folder in (home(), PROJECT) if shared else (home(),):
         path = folder / "benchmarks" / name
         if path.is_file():
-            return _parsed(path.read_text(encoding="utf-8"))
+            return parsed(path.read_text(encoding="utf-8"))
     return {}
 
 
-@lru_cache(maxsize=8)
-def _parsed(text: str) -> dict[str, dict]:
+@lru_cache(maxsize=64)
+def parsed(text: str) -> dict:
+    """A mapping in YAML, not to be changed."""
     return yaml.safe_load(text) or {}  # slow, and asked for again and again
