@@ -7,7 +7,8 @@ DIGITS := $(filter-out $(FEW),$(wildcard benchmarks/digits/*.yaml))
 FULL_FEW := $(wildcard benchmarks/digits/full/rdc-*.yaml)
 FULL := $(filter-out $(FULL_FEW),$(wildcard benchmarks/digits/full/*.yaml))
 ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
-FULL_ATTACKS := $(wildcard benchmarks/digits/full/attack/*.yaml)
+SLOW := $(addprefix benchmarks/digits/full/attack/,rdc-rdc.yaml diffpure.yaml multiscale-cascade.yaml)
+FULL_ATTACKS := $(SLOW) $(filter-out $(SLOW),$(wildcard benchmarks/digits/full/attack/*.yaml))
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
   rdc-cifar10 ndc-cifar10
 TABLES := $(PAPERS) cost digits
@@ -34,13 +35,13 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 	$(BIN)/drbench table $$runs $$few --out results/digits/certified && \
 	$(BIN)/drbench plot $$runs --out results/digits/certified && \
 	$(BIN)/drbench plot $$few --out results/digits/certified-few
-	runs=$$($(BIN)/drbench run $(ATTACKS)) && \
+	runs=$$($(BIN)/drbench run $(ATTACKS) run.executor=processes) && \
 	$(BIN)/drbench table $$runs --out results/digits/robust && \
 	$(BIN)/drbench plot $$runs --out results/digits/robust
 
 digits-full: setup  ## the same on all 500 test images, with more draws (2 to 3 hours)
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) run.executor=processes --out results/digits/full
-	$(BIN)/drbench run $(FULL_ATTACKS) --out results/digits/full
+	$(BIN)/drbench run $(FULL_ATTACKS) run.executor=processes --out results/digits/full
 	$(MAKE) figures
 
 tables: $(TABLES:%=table-%)  ## every paper's table, as far as weights and data are here

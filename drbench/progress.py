@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 LINE_EVERY = 30.0  # seconds, when the output is a file or a pipe
+line = 0  # of the terminal: processes that run side by side have one each
 
 
 class Progress:
@@ -20,7 +21,7 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", dynamic_ncols=True, position=line)
 
     def __enter__(self) -> Progress:
         return self

@@ -6,10 +6,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from drbench import (
     leases,
     needs,
     norms,
+    progress,
     record,
     registry,
     stats,
@@ -113,9 +115,52 @@ def run(
         weights.resolve(name)
     if any(cell.run.executor == "slurm" for cell in cells):
         _run_jobs(cells, out, options)
-    crew = _Crew()
+    crew, found = _Crew(), []
     with crew.closing:
-        return [_run_cell(cell, crew, options, out=out) for cell in cells]
+        for workers, some in groupby(cells, _at_once):
+            if workers == 1:
+                found += [_run_cell(cell, crew, options, out=out) for cell in some]
+            else:
+                found += _side_by_side([OmegaConf.to_container(cell) for cell in some], out, options, workers)
+    return found
+
+
+def _at_once(cell: DictConfig) -> int:
+    """How many cells run at the same time: attacks in worker processes, each with a cell of its own."""
+    return _workers(cell) if cell.task == "attack" and cell.run.executor == "processes" else 1
+
+
+def _side_by_side(cells: list[dict], out: Path | None, options: Options, workers: int) -> list[Path]:
+    folders: dict[int, Path] = {}
+    executor = executors.make("processes", min(workers, len(cells)), None, {})
+    try:
+        for answer in executor.run(_Attacks(cells, out, options), Units(range(len(cells)), 1)):
+            if answer.error:
+                raise DrbenchError(f"{cells[answer.unit]['title']}: {answer.error}; the same command goes on")
+            folders[answer.unit] = answer.row
+    finally:
+        executor.close()
+    return [folders[unit] for unit in range(len(cells))]
+
+
+@dataclass(frozen=True)
+class _Attacks:
+    """A `drbench.executors.Job` whose units are whole cells: its worker writes their run folders itself."""
+
+    cells: list[dict]
+    out: Path | None
+    options: Options
+
+    def open(self, resident: dict, worker: int, workers: int) -> executors.Work:
+        progress.line = worker
+        crew = _Crew(resident)
+
+        def work(units: Iterable[int]) -> Iterator[executors.Answer]:
+            for unit in units:
+                cell = OmegaConf.create(self.cells[unit])
+                yield executors.Answer(unit, _run_cell(cell, crew, self.options, (worker, workers), out=self.out))
+
+        return work
 
 
 def _run_jobs(cells: Sequence[DictConfig], out: Path | None, options: Options) -> None:
@@ -179,8 +224,15 @@ def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
 
 
 def _run_cell(
-    cell: DictConfig, crew: _Crew, options: Options, *, out: Path | None = None, folder: Path | None = None
+    cell: DictConfig,
+    crew: _Crew,
+    options: Options,
+    place: tuple[int, int] = (0, 1),
+    *,
+    out: Path | None = None,
+    folder: Path | None = None,
 ) -> Path:
+    """Run a cell in this process, the first of `place` of the second that share the machine."""
     checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
     identity = identity_of(cell, checkpoints)
     images = build.images(cell)
@@ -198,10 +250,10 @@ def _run_cell(
     shard, shards = options.shard
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
     if todo or audit_job.due(cell, begun):
-        defense = prepare(cell, images, crew.resident)
+        defense = prepare(cell, images, crew.resident, *place)
         blank = partial(header.new, cell, identity, images, defense, checkpoints)
         if cell.task == "attack":
-            _attack(cell, folder, images, todo, defense, blank, done)
+            _attack(cell, folder, images, todo, defense, blank, done, place[1])
         else:
             _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
@@ -232,9 +284,8 @@ def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_r
     return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
 
 
-def _attack(cell, folder, images, todo, defense, blank, done) -> None:
-    """In this process, whatever the executor: an attack keeps all cores busy by itself."""
-    session, about = _begin(cell, folder, defense, blank, attack_job.batch_rows(cell), 1)
+def _attack(cell, folder, images, todo, defense, blank, done, workers: int) -> None:
+    session, about = _begin(cell, folder, defense, blank, attack_job.batch_rows(cell), workers)
     try:
         attack_job.observe(cell, folder, images, todo, defense, done, about)
     finally:

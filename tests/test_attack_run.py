@@ -1,7 +1,11 @@
 """Attack runs from the command line and from Python: records, resume after kills, verification, tables, plots."""
 
 import json
+import os
 import random
+import signal
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -12,11 +16,13 @@ from drbench import attack_job, config, examples, record, robust_plots, robust_t
 from drbench.attacks import suite
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from tests.test_many_workers import children
 from tests.test_run import ROOT, _killed_runs
 
 FILE = ROOT / "benchmarks" / "digits" / "attack" / "noise_augmented.yaml"
 SMALL = ["attack.norm=linf", "attack.eps=1/8", "attack.preset=smoke", "attack.evaluations=12", "attack.select=6",
          "data.subset=first8", "attack.worst_of=5"]  # fmt: skip
+PROCESSES = ["run.executor=processes", "run.workers=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +98,47 @@ def test_limit_and_reverse_order_change_nothing(reference, tmp_path):
     ids = tmp_path / "ids"
     ids.write_text("\n".join(map(str, reversed(reference.wanted))))
     assert outcome(run(tmp_path / "b", f"data.subset=ids:{ids}")) == outcome(reference)
+
+
+def side_by_side(out):
+    """The reference and another cell, by two worker processes."""
+    both = [*cells(*PROCESSES), *cells(*PROCESSES, "attack.eps=1/16")]
+    return [record.read(folder) for folder in runner.run(both, out)]
+
+
+def test_cells_side_by_side_change_nothing(reference, tmp_path):
+    found, other = side_by_side(tmp_path)
+    assert outcome(found) == outcome(reference) and found.folder.name == reference.folder.name
+    assert other.complete and other.header["engine"]["eps"] == 1 / 16
+    environment = other.header["sessions"][0]["environment"]
+    assert (environment["executor"], environment["workers"]) == ("processes", 2)
+    before = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]
+    side_by_side(tmp_path)  # nothing is left to do
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))] == before
+
+
+def test_a_worker_that_dies_loses_nothing(reference, tmp_path):
+    """Another one takes its cell, and goes on where it was."""
+    deaths = []
+
+    def kill():
+        while not list(tmp_path.rglob("run.json")):  # the first cell has begun
+            time.sleep(0.05)
+        deaths.append(children(os.getpid())[0])
+        os.kill(deaths[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found, other = side_by_side(tmp_path)
+    killer.join()
+    assert deaths and outcome(found) == outcome(reference) and other.complete and verify.problems(found) == []
+
+
+def test_a_mistake_in_a_worker_ends_the_command(tmp_path):
+    (tmp_path / "attacks").write_text("in the way")
+    with pytest.raises(DrbenchError, match=r"cannot write to .*; choose a writable --out"):
+        side_by_side(tmp_path)
+    assert not children(os.getpid())
 
 
 @pytest.mark.parametrize("where", ["before rows", "among rows", "before join", "after join"])

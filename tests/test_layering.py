@@ -65,7 +65,7 @@ MAY_IMPORT = {
                {"numpy", "pandas"}),
     "claims": (LEAVES | {"paired", "per_image", "record", "sides", "weights"}, {"pandas", "yaml"}),
     "claim_tables": ({"claims", "frames", "saving", "tables"}, {"pandas"}),
-    "lineage": (LEAVES | {"weights"}, {"yaml"}),
+    "lineage": (LEAVES | {"places", "weights"}, {"yaml"}),
     "cost_factors": ({"paired", "published", "record", "sides", "thinning", "weights"}, set()),
     "head_to_head": (LEAVES | {"cost_factors", "lineage", "paired_stats", "per_image", "record", "sides", "stats"}
                      | {"summary", "thinning"}, {"numpy", "pandas"}),
