@@ -73,7 +73,7 @@ def do(number: int) -> list[Path]:
 
 def main() -> int:
     gc.disable()  # hardly anything made here can be freed before the end: a tenth of the time
-    pandas.set_option("mode.string_storage", "python")  # of small frames: Arrow takes a fifth more
+    pandas.set_option("mode.string_storage", "python")  # the frames are small: Arrow takes longer
     failed = 0
     try:
         runs = [record.read(folder) for folder in record.find([FULL])]

@@ -131,6 +131,7 @@ def _at_once(cell: DictConfig) -> int:
 
 
 def _side_by_side(cells: list[dict], out: Path | None, options: Options, workers: int) -> list[Path]:
+    """Run attacks in worker processes; their folders in the order of the cells."""
     folders: dict[int, Path] = {}
     executor = executors.make("processes", min(workers, len(cells)), None, {})
     try:

@@ -321,7 +321,7 @@ def vote_share(
 def top_class(counts: Mapping[int, int]) -> int:
     """Class with the most votes; ties go to the lowest class. Draws without a class (`ABSTAIN`) vote for none."""
     classes = [c for c in counts if c != ABSTAIN] or [0]
-    return classes[0] if len(classes) == 1 else min(classes, key=lambda c: (-counts.get(c, 0), c))
+    return min(classes, key=lambda c: (-counts.get(c, 0), c))
 
 
 def predict(votes: Mapping[int, int], alpha: float) -> int:

@@ -58,8 +58,7 @@ def _thinned(row: Row, n: int, streams: _Streams) -> Row:
         return row
     (stage,) = row.evidence.stages
     stage = Stage(stage.sigma, stage.select, stage.n0, _subset(stage.votes, n, streams.of(row.id)), n)
-    evidence = Evidence((stage,), row.evidence.clean, row.evidence.uniform)
-    return Row(row.id, row.label, evidence, row.certificate, row.seconds, row.evaluations, row.error)
+    return replace(row, evidence=Evidence((stage,), row.evidence.clean, row.evidence.uniform))
 
 
 def _subset(votes: Mapping[int, int], n: int, rng: np.random.Generator) -> dict[int, int]:
