@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
@@ -38,15 +37,13 @@ def _draw(table: DataFrame) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, ((dataset, subset, norm), part) in zip(grid.flat, panels, strict=False):
-        here = list(dict.fromkeys(part[LINE].itertuples(index=False, name=None)))
-        for number, key in enumerate(keys):
-            line = part[(part[LINE] == pd.Series(key, LINE)).all(axis=1)].sort_values("eps")
-            if len(line):
-                # bars must not hide each other
-                beside = 0.005 * part["eps"].max() * (here.index(key) - (len(here) - 1) / 2)
-                colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
-                bars = _curves(axes, line, beside, colour, marker)
-                drawn.setdefault(key, bars)
+        here = dict(list(part.groupby(LINE, sort=False)))
+        for key in filter(here.__contains__, keys):
+            # bars must not hide each other
+            beside = 0.005 * part["eps"].max() * (list(here).index(key) - (len(here) - 1) / 2)
+            number = keys.index(key)
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
+            drawn.setdefault(key, _curves(axes, here[key].sort_values("eps"), beside, colour, marker))
         unit = robust_tables.NORMS.get(norm, norm)
         label = "eps (pixels)" if norm == "stadv" else f"{unit} radius eps (pixel units)"
         axes.set(title=f"{dataset} {subset}, {unit}", xlabel=label, ylim=(0, 101))
