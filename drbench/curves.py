@@ -18,11 +18,13 @@ from drbench.summary import DATA, METHOD
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.2, 1)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
 NORMS = {"l1": "ℓ₁", "l2": "ℓ₂", "linf": "ℓ∞"}
+COLUMNS = [*DATA, *METHOD, "certifier", "noise", "norm", "sigma", "sigmas", "n0", "n", "alpha", "ceiling", "images",
+           "radius", "certified_accuracy", "ci_low", "ci_high", "weights", "partial", "marks", "run"]  # fmt: skip
 PAIRED = ["weights", "n0", "n", "alpha"]  # equal in runs whose curves may stand beside each other
 
 
 def curve_frame(runs: Sequence[Run], norm: str | None = None) -> DataFrame:
-    """`summary.frame` at every radius where a curve of the same method steps, and at the quarters."""
+    """`COLUMNS` of `summary.frame` at every radius where a curve of the same method steps, and at the quarters."""
     methods: dict[tuple, list[Run]] = {}
     norm = summary.common_norm(runs, norm) if runs else "l2"
     for run in sorted(runs, key=summary.position):
@@ -31,7 +33,7 @@ def curve_frame(runs: Sequence[Run], norm: str | None = None) -> DataFrame:
             methods.setdefault((data["name"], data["subset"], defense["name"], defense["variant"]), []).append(run)
     if not methods:
         summary.frame(runs)  # says what is missing
-    frames = [summary.frame(ours, _steps(ours, norm), norm) for ours in methods.values()]
+    frames = [summary.frame(ours, _steps(ours, norm), norm)[COLUMNS] for ours in methods.values()]
     return pd.concat(frames, ignore_index=True)
 
 

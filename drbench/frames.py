@@ -12,9 +12,10 @@ from pandas import DataFrame
 def named_rows(table: DataFrame) -> Iterator[tuple]:
     """Each row with its columns by name, without the index.
 
-    As `DataFrame.itertuples`, which makes a new class in each call: 3 ms for the 46 columns of a table.
+    As `DataFrame.itertuples`, which makes a new class in each call, and a Series of each column: 4 ms for the 46
+    columns of a table.
     """
-    return map(_class(tuple(table.columns))._make, zip(*(table[name].tolist() for name in table.columns), strict=True))
+    return map(_class(tuple(table.columns))._make, table.to_numpy(object).tolist())
 
 
 def first_row(table: DataFrame) -> tuple:

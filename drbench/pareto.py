@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,7 @@ def evaluations(run: Run) -> float:
     if not stages:
         return math.nan
 
+    @cache
     def calls(sigma: float) -> float:
         return sum(defense.get("nfe_at", {}).get(f"{sigma:g}", defense["nfe"]).values())
 

@@ -7,7 +7,9 @@ denominator: an abstention, a wrong class and an error are not certified, at rad
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -34,6 +36,19 @@ ROUNDINGS = {"significant3": ".3", "decimal4": ".4f"}
 FLOORS = ("constant", "undefended")  # listed first: what every other row has to beat
 
 
+def _once(compute: Callable) -> Callable:
+    """Computed once for each run, protocol and further argument: tables, figures and claims ask again and again."""
+
+    @wraps(compute)
+    def found(run: Run, *rest):
+        key = compute.__name__, *rest, repr(run.header["engine"])
+        if key not in run.memory:
+            run.memory[key] = compute(run, *rest)
+        return run.memory[key]
+
+    return found
+
+
 def certified(run: Run, norm: str | None = None) -> DataFrame:
     """Certificates recomputed from the evidence: one row per recorded image, in the order of the subset.
 
@@ -42,21 +57,17 @@ def certified(run: Run, norm: str | None = None) -> DataFrame:
     another class was selected or nothing can be certified, and for certifiers that have none). Computed once for each
     run, protocol and norm.
     """
-    key = "certified", norm or stats.norm(run.header["engine"]), repr(run.header["engine"])
-    if key not in run.memory:
-        run.memory[key] = _certified(run, norm)
-    return run.memory[key].copy()
+    return _certified(run, norm or stats.norm(run.header["engine"])).copy()
 
 
+@_once
 def conclusions(run: Run) -> list[Certificate | None]:
     """`stats.conclusion` of each recorded image, in the order of the subset; found once for a run."""
-    key = "conclusions", repr(run.header["engine"])
-    if key not in run.memory:
-        run.memory[key] = [stats.conclusion(run.header["engine"], row) for row in run.ordered()]
-    return run.memory[key]
+    return [stats.conclusion(run.header["engine"], row) for row in run.ordered()]
 
 
-def _certified(run: Run, norm: str | None) -> DataFrame:
+@_once
+def _certified(run: Run, norm: str) -> DataFrame:
     engine, rows = run.header["engine"], []
     for row, found in zip(run.ordered(), conclusions(run), strict=True):
         prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
@@ -143,11 +154,16 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None, norm: str |
     grid = np.unique(np.asarray(radii, float))
     if not len(grid) or not np.all((grid >= 0) & np.isfinite(grid)):
         raise DrbenchError(f"expected finite radii >= 0 in pixel units, got {grid.tolist()}")
-    table = pd.concat([_frame_of(run, grid, norm) for run in runs], ignore_index=True)
-    alike = [*DATA, *METHOD, "certifier", "mode", "protocol", "noise", "sigmas", "n0", "n", "alpha"]
-    same = table.groupby(alike)["run"].transform("nunique") > 1
-    table["marks"] = table["marks"].where(~same, table["marks"].map(lambda marks: f"{marks}, repeat".strip(", ")))
-    return table
+    alike = Counter(map(_alike, runs))
+    return pd.concat([_frame_of(run, grid, norm, alike[_alike(run)] > 1) for run in runs], ignore_index=True)
+
+
+def _alike(run: Run) -> tuple:
+    """What is the same in runs that repeat each other: all but seed, weights, arguments and targets."""
+    data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
+    drawn = engine["certifier"], engine.get("mode", "fixed"), engine["n0"], engine["n"], engine["alpha"]
+    named = data["name"], data["subset"], defense["name"], defense["variant"]
+    return *named, *drawn, protocol(engine), noise(engine), scales(engine)
 
 
 def groups(table: DataFrame, columns: Sequence[str]) -> list[tuple[tuple, DataFrame]]:
@@ -200,44 +216,50 @@ def place(run: Run) -> str:
     return run.memory["place"]
 
 
-def _frame_of(run: Run, radii: np.ndarray, norm: str) -> DataFrame:
+def _frame_of(run: Run, radii: np.ndarray, norm: str, repeated: bool) -> DataFrame:
     data, engine, defense = run.header["data"], run.header["engine"], run.header["defense"]
-    found, rows, ceiling = certified(run, norm), list(run.ordered()), reach(run, norm)
-    curve = stats.certified_accuracy(found.correct, found.radius, radii)
-    wilson = np.array(
-        [stats.interval(round(share * len(rows)), len(rows), method="wilson") for share in curve.accuracy]
-    )
+    found, mode, imported = certified(run, norm), engine.get("mode", "fixed"), engine["certifier"] == "imported"
+    curve, images = stats.certified_accuracy(found.correct, found.radius, radii), len(found)
+    wilson = np.array([stats.interval(round(share * images), images, method="wilson") for share in curve.accuracy])
     multiclass = stats.certified_accuracy(found.radius_multiclass.notna(), found.radius_multiclass, radii).accuracy
-    mode, imported = engine.get("mode", "fixed"), engine["certifier"] == "imported"
     votes = engine["certifier"] == "gaussian" and mode == "fixed" and not engine.get("options")
-    false = quantities.false_certificates(len(rows), engine["alpha"]) / len(rows)
+    false = quantities.false_certificates(images, engine["alpha"]) / images
     sound = engine.get("options", {}).get("split") != "paper_code"
-    shares = label_shares(run) if engine["certifier"] == "gaussian" else []
-    drawn = [sum(stage.n for stage in row.evidence.stages) for row in rows if row.evidence]
-    acr_low, acr_high = stats.bootstrap_mean(found.radius.where(found.correct, 0.0))
     facts = {key: engine[key] for key in ("certifier", "sigma", "n0", "n", "alpha")} | {
         "mode": mode,
         "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],
         "protocol": protocol(engine), "preset": preset(run.header), "noise": noise(engine), "norm": norm,
-        "sigmas": scales(engine), "ceiling": ceiling,
+        "sigmas": scales(engine), "ceiling": reach(run, norm),
         "weights": " ".join(sorted(sha256[:8] for sha256 in defense.get("checkpoints", {}).values())),
         "radius": curve.radii, "certified_accuracy": curve.accuracy, "ci_low": curve.low, "ci_high": curve.high,
         "wilson_low": wilson[:, 0], "wilson_high": wilson[:, 1],
         "certified_accuracy_high_probability": np.maximum(0, curve.accuracy - false) if sound else math.nan,
         "certified_accuracy_multiclass": multiclass if votes else math.nan,
+        **_averages(run, norm), "images": images, "nfe": math.nan if imported else float(sum(defense["nfe"].values())),
+        "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
+        "partial": not run.complete, "marks": ", ".join([*marks(run, radii, norm), *["repeat"] * repeated]),
+        "run": place(run),
+    }  # fmt: skip
+    return DataFrame({name: facts[name] for name in COLUMNS})
+
+
+@_once
+def _averages(run: Run, norm: str) -> dict:
+    """What `frame` says of all images at once, whatever the radii."""
+    engine, found, rows = run.header["engine"], certified(run, norm), list(run.ordered())
+    held = found.radius.where(found.correct, 0.0)
+    shares = label_shares(run) if engine["certifier"] == "gaussian" else []
+    drawn = [sum(stage.n for stage in row.evidence.stages) for row in rows if row.evidence]
+    acr_low, acr_high = stats.bootstrap_mean(held)
+    seconds = math.nan if engine["certifier"] == "imported" else sum(row.seconds for row in rows) / len(rows)
+    return {
         "acr": stats.average_certified_radius(found.correct, found.radius), "acr_low": acr_low, "acr_high": acr_high,
-        "acr_constant": quantities.constant_acr([row.label for row in rows], ceiling),
-        "acr_easiest": quantities.easiest_share(found.correct, found.radius),
-        "radius_median": float(np.median(found.radius.where(found.correct, 0.0))),
+        "acr_constant": quantities.constant_acr([row.label for row in rows], reach(run, norm)),
+        "acr_easiest": quantities.easiest_share(found.correct, found.radius), "radius_median": float(np.median(held)),
         **dict(zip(SHARES, np.quantile(shares, QUANTILES) if shares else [math.nan] * len(SHARES), strict=True)),
         "draws": sum(drawn) / len(drawn) if drawn else math.nan,
-        "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()),
-        "images": len(rows), "nfe": math.nan if imported else float(sum(defense["nfe"].values())),
-        "nfe_detail": " + ".join(f"{name} {calls:g}" for name, calls in defense["nfe"].items()),
-        "seconds_per_image": math.nan if imported else sum(row.seconds for row in rows) / len(rows),
-        "partial": not run.complete, "marks": ", ".join(marks(run, radii, norm)), "run": place(run),
+        "abstention": float(found.abstained.mean()), "errors": int(found.error.sum()), "seconds_per_image": seconds,
     }  # fmt: skip
-    return DataFrame(facts)[COLUMNS]
 
 
 def marks(run: Run, radii: Sequence[float] = (), norm: str | None = None) -> list[str]:
@@ -262,24 +284,13 @@ def envelope(table: DataFrame) -> DataFrame:
     the selection. Ties go to the smaller sigma; where nothing is certified `sigma` is NaN. Not for cascades, which are
     one classifier each.
     """
-    table = table.assign(place=table.groupby([*DATA, *METHOD], sort=False).ngroup())  # keeps the order of methods
-    best = table.sort_values(["certified_accuracy", "sigma"], ascending=[False, True], kind="stable")
+    kept = "noise radius certified_accuracy ci_low ci_high sigma n images partial marks run"
+    table = table[[*DATA, *METHOD, *kept.split()]]
+    best = table.assign(place=table.groupby([*DATA, *METHOD], sort=False).ngroup())  # keeps the order of methods
+    best = best.sort_values(["certified_accuracy", "sigma"], ascending=[False, True], kind="stable")
     best = best.drop_duplicates(["place", "radius"]).sort_values(["place", "radius"])
     best["sigma"] = best["sigma"].where(best["certified_accuracy"] > 0)
-    kept = [
-        "noise",
-        "radius",
-        "certified_accuracy",
-        "ci_low",
-        "ci_high",
-        "sigma",
-        "n",
-        "images",
-        "partial",
-        "marks",
-        "run",
-    ]
-    return best[[*DATA, *METHOD, *kept]].reset_index(drop=True)
+    return best.drop(columns="place").reset_index(drop=True)
 
 
 def method_name(row) -> str:
