@@ -38,7 +38,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name, counts, drawn in (("select", self.select, self.n0), ("votes", self.votes, self.n)):
-            if any(count < 0 for count in counts.values()) or sum(counts.values()) != drawn:
+            if min(counts.values(), default=0) < 0 or sum(counts.values()) != drawn:
                 raise DrbenchError(
                     f"evidence: '{name}' must hold non-negative counts that sum to the {drawn} draws that were made, "
                     f"got a sum of {sum(counts.values())}; counts are never scaled to another number of draws"

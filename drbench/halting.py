@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from drbench import stats
 from drbench.record import Run
-from drbench.summary import place, position, protocol, scales
+from drbench.summary import conclusions, place, position, protocol, scales
 
 
 def frame(runs: Sequence[Run]) -> DataFrame:
@@ -28,7 +28,8 @@ def _row(run: Run) -> dict:
     engine, data, defense, rows = run.header["engine"], run.header["data"], run.header["defense"], list(run.ordered())
     sigmas, per_scale = stats.levels(engine), engine["n0"] + engine["n"]
     calls = {sigma: sum(defense["nfe_at"][f"{sigma:g}"].values()) for sigma in sigmas}
-    seen = [(row.label, row.evidence, stats.decide_as(engine, row.evidence)) for row in rows if row.evidence]
+    each = zip(rows, conclusions(run), strict=True)
+    seen = [(row.label, row.evidence, found) for row, found in each if row.evidence]
     stops = [(found.detail["sigma"], found.detail["reason"]) for _, _, found in seen]
     free = [(label, stats.empirical(evidence, found, engine["options"]["p0"])) for label, evidence, found in seen]
     stages = [stage for _, evidence, _ in seen for stage in evidence.stages]

@@ -11,6 +11,7 @@ from pandas import Series
 
 from drbench import stats, summary
 from drbench.errors import DrbenchError
+from drbench.evidence import Certificate
 from drbench.record import Row, Run
 
 
@@ -41,31 +42,31 @@ COSTS = ("calls", "seconds")  # of a run, not of an image
 
 def values(run: Run, measure: str) -> Series:
     """Numbers by image id, in the order of the subset; of "certified" the radius, -1 where nothing is certified."""
-    rows = list(run.ordered())
-    if MEASURES[measure].task == "certify":
+    rows, task = list(run.ordered()), MEASURES[measure].task
+    if task == "certify":
         found = summary.certified(run)
         numbers = found.radius.where(found.correct, -1.0 if measure == "certified" else 0.0)
+    elif task == "attack":
+        numbers = [_of_attack(row, measure) if row.evidence else 0.0 for row in rows]
     else:
-        number = _of_attack if MEASURES[measure].task == "attack" else _of_cascade
-        numbers = [number(run, row, measure) if row.evidence else 0.0 for row in rows]
+        each = zip(rows, summary.conclusions(run), strict=True)
+        numbers = [_of_cascade(run, row, found, measure) if row.evidence else 0.0 for row, found in each]
     return Series([float(number) for number in numbers], index=[row.id for row in rows])
 
 
-def _of_attack(run: Run, row: Row, measure: str) -> float:
+def _of_attack(row: Row, measure: str) -> float:
     answers = row.evidence.adversarial if measure == "robust" else row.evidence.clean
     return 1 - answers.wrong(row.label) / answers.count
 
 
-def _of_cascade(run: Run, row: Row, measure: str) -> float:
+def _of_cascade(run: Run, row: Row, found: Certificate, measure: str) -> float:
     levels = len(row.evidence.stages)
     if measure in ("levels", "passed"):
         return float(levels if measure == "levels" else levels > 1)
-    engine = run.header["engine"]
-    found = stats.decide_as(engine, row.evidence)
     if measure == "wrong":  # a radius of 0 is an abstention, but the cascade did answer
         answer = found.detail["class"] if found.detail.get("reason") == "no radius" else found.prediction
         return float(answer not in (row.label, stats.ABSTAIN))
-    free = stats.empirical(row.evidence, found, engine["options"]["p0"])
+    free = stats.empirical(row.evidence, found, run.header["engine"]["options"]["p0"])
     if free is None:
         raise DrbenchError(f"{run.folder}: image {row.id} has no clean logits, which {measure!r} is about")
     return float({"right": free.fallback, "mixed": free.mixed, "plain": free.clean}[measure] == row.label)

@@ -104,7 +104,7 @@ def decode(line: bytes) -> dict:
     head, separator, tail = line.rpartition(b',"crc":"')
     if not separator or not line.endswith(b'"}\n') or tail != f'{zlib.crc32(head + b"}"):08x}"}}\n'.encode():
         raise ValueError("checksum does not match")
-    return json.loads(head + b"}")
+    return json.loads((head + b"}").decode())  # of bytes, it would look for their encoding
 
 
 class Writer:

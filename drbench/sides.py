@@ -58,10 +58,9 @@ class Side(NamedTuple):
         """The best run of each training under each condition; `NotTested` if there is no training with all of them."""
         found: dict[str, list[Run | None]] = {}
         own = self._replace(rows=tuple(_alternative(row, runs) for row in self.rows))
-        for run in sorted(runs, key=worth):
-            for place, condition in enumerate(conditions):
-                if own.fits(run, condition):
-                    found.setdefault(title(run), [None] * len(conditions))[place] = run  # the best come last
+        for place, condition in enumerate(conditions):
+            for run in sorted((run for run in runs if own.fits(run, condition)), key=worth):
+                found.setdefault(title(run), [None] * len(conditions))[place] = run  # the best come last
         whole = {name: each for name, each in sorted(found.items()) if all(each)}
         if not whole:
             seen = [any(each[place] for each in found.values()) for place in range(len(conditions))]

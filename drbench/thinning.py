@@ -66,4 +66,4 @@ def _subset(votes: Mapping[int, int], n: int, rng: np.random.Generator) -> dict[
         return dict.fromkeys(votes, n)
     classes = sorted(votes)
     kept = rng.multivariate_hypergeometric([votes[c] for c in classes], n)
-    return {c: int(k) for c, k in zip(classes, kept, strict=True) if k}
+    return {c: k for c, k in zip(classes, kept.tolist(), strict=True) if k}

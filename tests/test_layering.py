@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "saving": (LEAVES, {"pandas"}),
     "compare": (LEAVES | {"frames", "record", "saving", "stats", "summary"}, {"pandas"}),
     "thinning": (LEAVES | {"evidence", "record"}, {"numpy"}),
-    "per_image": (LEAVES | {"record", "stats", "summary"}, {"pandas"}),
+    "per_image": (LEAVES | {"evidence", "record", "stats", "summary"}, {"pandas"}),
     "sides": ({"per_image", "record", "summary"}, set()),
     "paired_stats": ({"stats"}, {"numpy"}),
     "paired": (LEAVES | {"paired_stats", "per_image", "record", "sides", "stats", "summary", "thinning"},

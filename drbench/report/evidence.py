@@ -22,17 +22,17 @@ def of(run: Run) -> dict:
         columns, rows = ATTACKED, [_attacked(row) for row in run.ordered()]
     else:
         found = zip(run.ordered(), summary.conclusions(run), summary.certified(run).radius, strict=True)
-        columns, rows = CERTIFIED, [_certified(run, *each) for each in found]
+        several = len(stats.levels(run.header["engine"])) > 1
+        columns, rows = CERTIFIED, [_certified(*each, several) for each in found]
     used = [i for i in range(len(columns)) if any(row[i] not in ("", None) for row in rows)]
     return {"task": run.task, "columns": [columns[i] for i in used], "rows": [[row[i] for i in used] for row in rows]}
 
 
-def _certified(run: Run, row: Row, certificate: Certificate | None, radius: float) -> list:
+def _certified(row: Row, certificate: Certificate | None, radius: float, several: bool) -> list:
     if certificate is None:
         return [row.id, row.label, "error", 0, None, "", "", row.error or "no evidence"]
     answer = "abstains" if certificate.prediction == ABSTAIN else certificate.prediction
     stages = row.evidence.stages if row.evidence else ()
-    several = len(stats.levels(run.header["engine"])) > 1
     votes = (" / ".join(_stage(stage, name, several) for stage in stages) for name in ("select", "votes"))
     return [row.id, row.label, answer, radius, _p_lower(certificate.detail), *votes, _note(certificate.detail)]
 
