@@ -28,23 +28,28 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
     """Write `<stem>` and `<stem>-seconds` as PNG and SVG; the same records give the same bytes.
 
     x: network evaluations per image, or seconds, both logarithmic. y: certified accuracy in % with 95 % Clopper-Pearson
-    intervals over the images. The step line is the front: the best accuracy for at most that cost.
+    intervals over the images. The step line is the front: the best accuracy for at most that cost. A defense and
+    variant has one colour and symbol in both.
     """
     stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
+    styles = _styles(table)  # of all rows, also of those that cost nothing: the same in both figures
     for suffix, (column, label) in COSTS.items():
         some = table[table[column] > 0]
         if some.empty:
             raise DrbenchError(f"no plot {stem}: none of these runs has a cost in {label}; add one with a network")
-        paths += plots.save(partial(_draw, some, column, label), stem.with_name(stem.name + suffix))
+        paths += plots.save(partial(_draw, some, column, label, styles), stem.with_name(stem.name + suffix))
     return paths
 
 
-def _draw(table: DataFrame, column: str, label: str) -> Figure:
+def _styles(table: DataFrame) -> dict[tuple[str, str], dict]:
+    """(defense, variant) -> colour and symbol."""
+    keys = enumerate(table[METHOD].drop_duplicates().itertuples(index=False, name=None))
+    return {key: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, key in keys}
+
+
+def _draw(table: DataFrame, column: str, label: str, styles: dict) -> Figure:
     groups = list(table.groupby(pareto.GROUP, sort=False))
     methods = {key: summary.method_name(first_row(part)) for key, part in table.groupby(METHOD, sort=False)}
-    styles = {
-        key: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, key in enumerate(methods)
-    }
     legend_rows = -(-len(methods) // 4)
     height = 3.1 * len(pareto.DRAWN) + 0.25 * legend_rows + 0.4
     figure = Figure(figsize=(max(8, 4.6 * len(groups)), height), dpi=100, layout="constrained")

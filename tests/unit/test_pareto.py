@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from drbench import pareto, record
+from drbench import pareto, pareto_plot, record
 from drbench.cli import main
 from drbench.errors import DrbenchError
 from tests.runs import make_cascade, make_run
@@ -75,6 +75,17 @@ def test_plot_is_reproducible(runs, tmp_path):
     for suffix in (".png", ".svg", "-seconds.png", "-seconds.svg"):
         first, second = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("one", "two"))
         assert first == second and len(first) > 10_000
+
+
+def test_a_defense_looks_the_same_in_both_plots(runs, tmp_path, monkeypatch):
+    free = make_run(tmp_path / "free", [990, 700, 400, 400], defense="constant", nfe={})
+    drawn = []
+    monkeypatch.setattr(pareto_plot.plots, "save", lambda draw, stem: drawn.append(draw()) or [])
+    pareto_plot.cost_curves([free, *runs], tmp_path / "cost")
+    by_calls, by_seconds = ({handle.get_label(): (handle.get_color(), handle.get_marker()) for handle in
+                             figure.legends[0].legend_handles} for figure in drawn)  # fmt: skip
+    assert by_seconds.keys() - by_calls.keys() == {"constant"} and len(by_calls) == len(set(by_calls.values())) == 4
+    assert by_calls.items() <= by_seconds.items()
 
 
 def test_runs_without_costs_are_left_out(runs, tmp_path):
