@@ -20,10 +20,7 @@ from drbench import (
     halting,
     head_to_head_tables,
     pareto,
-    pareto_plot,
-    plots,
     record,
-    robust_plots,
     robust_tables,
     summary,
     tables,
@@ -48,6 +45,14 @@ def pages(runs: Sequence[Run]) -> list[Path]:
     ]
 
 
+def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
+    """A figure. Only what draws waits for matplotlib, half a second: reading, claims and report need none."""
+    from drbench import pareto_plot, plots, robust_plots
+
+    how = {"cost": pareto_plot.cost_curves, "radius": plots.radius_curves, "robust": robust_plots.robust_curves}
+    return how[kind](runs, FULL / name)
+
+
 def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
     """What is to be written of these runs, the longest work first."""
     certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
@@ -56,10 +61,10 @@ def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
     )
     work = [
         (runs, lambda: pages(runs)),
-        (most, lambda: pareto_plot.cost_curves(most, FULL / "cost")),
-        (most, lambda: plots.radius_curves(most, FULL / "certified")),
-        (attacked, lambda: robust_plots.robust_curves(attacked, FULL / "robust")),
-        (few, lambda: plots.radius_curves(few, FULL / "certified-few")),
+        (most, lambda: draw("cost", most, "cost")),
+        (most, lambda: draw("radius", most, "certified")),
+        (attacked, lambda: draw("robust", attacked, "robust")),
+        (few, lambda: draw("radius", few, "certified-few")),
         (certified, lambda: tables.write(summary.frame(certified), FULL / "certified", halting.frame(certified))),
         (most, lambda: pareto.write(pareto.frame(most, pareto.RADII), FULL / "cost")),
         (attacked, lambda: robust_tables.write(robust_tables.frame(attacked), FULL / "robust")),
