@@ -69,10 +69,12 @@ def conclusions(run: Run) -> list[Certificate | None]:
 @_once
 def _certified(run: Run, norm: str) -> DataFrame:
     engine, rows = run.header["engine"], []
+    plain = norm == stats.norm(engine) and "rounding" not in engine  # radii are shown as they are
     for row, found in zip(run.ordered(), conclusions(run), strict=True):
         prediction, radius = (found.prediction, found.radius) if found else (None, 0.0)
         second = found.detail.get("radius_multiclass", 0.0) if found and found.detail.get("class") == row.label else 0.0
-        radius, second = (_printed(engine, in_norm(run, value, norm)) for value in (radius, second))
+        if not plain:
+            radius, second = (_printed(engine, in_norm(run, value, norm)) for value in (radius, second))
         rows.append((prediction == row.label, radius, prediction == ABSTAIN, found is None, second or math.nan))
     return DataFrame(rows, columns=["correct", "radius", "abstained", "error", "radius_multiclass"])
 

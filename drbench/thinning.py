@@ -57,12 +57,13 @@ def _thinned(row: Row, n: int, streams: _Streams) -> Row:
     if row.evidence is None:
         return row
     (stage,) = row.evidence.stages
-    votes = _subset(stage.votes, n, streams.of(row.id)) if len(stage.votes) > 1 else dict.fromkeys(stage.votes, n)
-    stage = Stage(stage.sigma, stage.select, stage.n0, votes, n)
+    stage = Stage(stage.sigma, stage.select, stage.n0, _subset(stage.votes, n, streams.of(row.id)), n)
     return replace(row, evidence=Evidence((stage,), row.evidence.clean, row.evidence.uniform))
 
 
 def _subset(votes: Mapping[int, int], n: int, rng: np.random.Generator) -> dict[int, int]:
+    if len(votes) == 1:
+        return dict.fromkeys(votes, n)
     classes = sorted(votes)
     kept = rng.multivariate_hypergeometric([votes[c] for c in classes], n)
     return {c: k for c, k in zip(classes, kept.tolist(), strict=True) if k}
