@@ -41,6 +41,11 @@ def layouts(name: str) -> list[str]:
     return list(dict.fromkeys(file["layout"] for file in datasets.entry(name).get("files", []) if "layout" in file))
 
 
+def others(name: str, split: str) -> list[str]:
+    """Data sets that a split is made with, besides its own."""
+    return datasets.entry(name).get("with", {}).get(split.partition("/")[0], [])
+
+
 def lacking(name: str, split: str, root: str | Path | None = None) -> str | None:
     """What of a data set is not here, in words; None if nothing is. Looks at names alone."""
     about = datasets.entry(name)

@@ -38,9 +38,10 @@ def folder(name: str, root: str | Path | None) -> Path:
     """Folder of a data set's files: `root` if given, or the data set's sub-folder of DRBENCH_DATA."""
     inside, base = entry(name).get("root", name), os.environ.get(VARIABLE)
     if root is None and not base:
+        own = "data.root, the folder of its files, or " if "classes" in entry(name) else ""
         raise DrbenchError(
-            f"data {name!r} needs data.root, the folder of its files, or {VARIABLE}, a folder with the sub-folder "
-            f"{inside}; nothing is downloaded.{expected(name)}"
+            f"data {name!r} needs {own}{VARIABLE}, a folder with the sub-folder {inside}; nothing is downloaded."
+            f"{expected(name)}"
         )
     found = Path(root) if root is not None else Path(base) / inside
     if not found.is_dir():

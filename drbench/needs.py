@@ -52,9 +52,12 @@ def render(found: Iterable[Need]) -> str:
 
 
 def _data(cell: DictConfig) -> list[Need]:
-    name = cell.data.name
-    lacking = data_files.lacking(name, cell.data.split, cell.data.root)
-    return [Need("data", name, f"{data_files.command(name)} ({lacking})", data_files.size(name))] if lacking else []
+    found, split = [], cell.data.split
+    for name in [cell.data.name, *data_files.others(cell.data.name, split)]:
+        lacking = data_files.lacking(name, split, cell.data.root if name == cell.data.name else None)
+        if lacking:
+            found.append(Need("data", name, f"{data_files.command(name)} ({lacking})", data_files.size(name)))
+    return found
 
 
 def _weights(cell: DictConfig) -> list[Need]:

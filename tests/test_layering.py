@@ -14,7 +14,7 @@ LEAVES = {"errors"}
 THIRD_PARTY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "omegaconf", "yaml", "diffusers", "safetensors",
                "sklearn", "tqdm", "lpips", "torchvision", "pytest", "pyarrow", "PIL", "ray", "submitit", "wandb",
                "mlflow", "timm", "transformers", "msgpack", "jinja2", "markupsafe", "plotly", "playwright", "filelock",
-               "huggingface_hub"}  # fmt: skip
+               "huggingface_hub", "cv2"}  # fmt: skip
 
 # module (or package, with a dot at the end) -> what of ours, and of others, it may import anywhere in its source
 MAY_IMPORT = {
@@ -120,7 +120,7 @@ MAY_IMPORT = {
     "attacks.": (LEAVES | {"api", "attacks", "cores", "draws", "evidence", "memory", "norms", "stats"},
                  {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion", "specs"}, {"torch", "numpy", "diffusers", "yaml"}),
-    "data.": (LEAVES | {"data", "datasets"}, {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml"}),
+    "data.": (LEAVES | {"data", "datasets"}, {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml", "cv2"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),

@@ -2,8 +2,8 @@
 
 They follow the definitions of Hendrycks and Dietterich 2019 (arXiv 1903.12261, appendix) with severities of their scale
 for 32x32 images, but were not compared with the published arrays, which nobody can make anew: their random numbers are
-not known. So results on them are results on `cifar10-c-generated`, never on CIFAR-10-C. Blurs and weather have files of
-their own; frost, which needs photographs of ice, and spatter are left out.
+not known. So results on them are results on `cifar10-c-generated`, never on CIFAR-10-C. Blurs, weather, frost and
+spatter have files of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 
 import numpy as np
 
-from drbench.data import blurs, weather
+from drbench.data import blurs, frost, spatter, weather
 
 # One value a severity, 1 to 5.
 SEVERITIES = {
@@ -34,6 +34,7 @@ SEVERITIES = {
         (0.25, 0.3, 2.25, 0.6, 12, 6.0, 0.85),
         (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8),
     ),
+    "frost": ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),  # factors of the image and of the ice
     "fog": ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75)),  # thickness, smoothness
     "brightness": (0.05, 0.10, 0.15, 0.20, 0.30),  # added to the value of HSV
     "contrast": (0.75, 0.50, 0.40, 0.30, 0.15),  # factor of the distance to the mean colour
@@ -44,12 +45,19 @@ SEVERITIES = {
         (2.0, 0.1),
         (2.5, 0.2),
     ),  # factor and summand of the saturation of HSV
+    # mean and std of the liquid, its smoothness, threshold, strength of water or smoothness of mud
+    "spatter": (
+        (0.62, 0.1, 0.7, 0.7, 0.5, "water"),
+        (0.65, 0.1, 0.8, 0.7, 0.5, "water"),
+        (0.65, 0.3, 1.0, 0.69, 0.5, "water"),
+        (0.65, 0.1, 0.7, 0.69, 0.6, "mud"),
+        (0.65, 0.1, 0.5, 0.68, 0.6, "mud"),
+    ),
     # strength of the field, its smoothness, jitter of the points; pixels
     "elastic_transform": ((0.0, 0.0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
     "jpeg_compression": (80, 65, 58, 50, 40),  # quality
     "pixelate": (0.95, 0.90, 0.85, 0.75, 0.65),  # factor of the side
 }
-NAMES = tuple(SEVERITIES)
 
 
 def corrupt(x: np.ndarray, name: str, severity: int, image_id: int | str) -> np.ndarray:
@@ -162,10 +170,12 @@ _MAKERS = {
     "motion_blur": blurs.motion,
     "zoom_blur": blurs.zoomed,
     "snow": weather.snow,
+    "frost": frost.frosted,
     "fog": weather.fog,
     "brightness": _brightness,
     "contrast": _contrast,
     "saturate": _saturate,
+    "spatter": spatter.spattered,
     "elastic_transform": _elastic,
     "jpeg_compression": _jpeg,
     "pixelate": _pixelate,

@@ -31,18 +31,16 @@ def open_split(split: str, root: str | Path | None, name: str) -> Source:
     """CIFAR-10-C: split CORRUPTION/SEVERITY, e.g. "fog/3"; CIFAR-10.1: "v4" or "v6". Ids are row numbers."""
     if name == "cifar10.1":
         return _new_images(split, datasets.folder(name, root))
-    known = CORRUPTIONS if name == "cifar10-c" else corruptions.NAMES
-    corruption, severity = _parts(split, name, known)
+    corruption, severity = _parts(split, name)
     if name == "cifar10-c-generated":
         return _generated(corruption, severity, root)
     return _published(corruption, severity, datasets.folder(name, root))
 
 
-def _parts(split: str, name: str, known) -> tuple[str, int]:
+def _parts(split: str, name: str) -> tuple[str, int]:
     corruption, _, severity = split.partition("/")
-    if corruption not in known:
-        left_out = f" ({corruption} is not made here: get CIFAR-10-C)" if corruption in CORRUPTIONS else ""
-        raise DrbenchError(f"unknown split {split!r} of {name}{left_out}{did_you_mean(corruption, known)}")
+    if corruption not in CORRUPTIONS:
+        raise DrbenchError(f"unknown split {split!r} of {name}{did_you_mean(corruption, CORRUPTIONS)}")
     if severity not in tuple("12345"):
         raise DrbenchError(
             f"{name}: expected a split CORRUPTION/SEVERITY with a severity 1-5, e.g. fog/3, got {split!r}"

@@ -1,17 +1,55 @@
-"""Corruptions made here: values, and their growth with severity."""
+"""Corruptions made here: values, their growth with severity, and what frost and spatter need besides an image."""
 
 import colorsys
+import hashlib
 import io
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from drbench import data
-from drbench.data import blurs, cifar, corruptions, weather
+from drbench import data, datasets
+from drbench.cli import main
+from drbench.data import blurs, cifar, corruptions, frost, shifts, spatter, weather
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError
+
+
+def pack(folder, photographs):
+    """A wheel with these photographs (h, w, 3) of bytes, and its bytes and hash as the manifest would state them."""
+    with zipfile.ZipFile(folder / frost.WHEEL, "w") as wheel:
+        for member, pixels in zip(frost.MEMBERS, photographs, strict=True):
+            stream = io.BytesIO()
+            Image.fromarray(pixels).convert("RGBA").save(stream, "PNG")  # whatever their names say
+            wheel.writestr(member, stream.getvalue())
+    content = (folder / frost.WHEEL).read_bytes()
+    return {"path": frost.WHEEL, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.fixture
+def ice(tmp_path, monkeypatch):
+    """Takes five photographs for those of the manifest."""
+    folder = tmp_path / frost.NAME
+    folder.mkdir()
+    monkeypatch.setenv("DRBENCH_DATA", str(tmp_path))
+    known = dict(datasets.manifest())
+    monkeypatch.setattr(datasets, "manifest", lambda: known)
+
+    def take(photographs):
+        frost.photographs.cache_clear()
+        known[frost.NAME] = known[frost.NAME] | {"files": [pack(folder, photographs)]}
+        return folder / frost.WHEEL
+
+    return take
+
+
+def grains(count, height=165, width=170):
+    """Photographs of rough ice."""
+    random = np.random.default_rng(0)
+    return list(random.integers(100, 256, (count, height, width, 3), np.uint8))
 
 
 @pytest.fixture
@@ -25,9 +63,13 @@ def clean(monkeypatch):
     return images
 
 
-@pytest.mark.parametrize("name", corruptions.NAMES)
-def test_generated_corruptions(clean, name):
+@pytest.mark.parametrize("name", shifts.CORRUPTIONS)
+def test_generated_corruptions(clean, ice, name):
     """Named as made here, the same in every subset, and worse with each severity."""
+    if name == "frost":
+        ice(grains(5))
+    if name == "spatter":
+        pytest.importorskip("cv2", reason="needs the extra drbench[corruptions]")
     runs = {s: data.load("cifar10-c-generated", f"{name}/{s}", "all") for s in (1, 3, 5)}
     again = data.load("cifar10-c-generated", f"{name}/3", "2to4")
     assert torch.equal(again.x, runs[3].x[2:4]) and again.ids == (2, 3)
@@ -128,6 +170,89 @@ def test_weather():
     assert np.all(np.abs(flakes - flakes[::-1, ::-1]) <= 1)  # fallen both ways
 
 
-def test_what_is_not_made_here(clean):
-    with pytest.raises(DrbenchError, match="frost is not made here: get CIFAR-10-C"):
-        data.load("cifar10-c-generated", "frost/1")
+def test_frost_is_a_part_of_one_photograph(ice):
+    """Scaled to a fifth, shifted by a random number of pixels, and mixed with the factors of the severity."""
+    rows, columns = np.indices((200, 300)) // 5
+    ice([np.stack([rows, columns, np.full_like(rows, 10 * i)], axis=2).astype(np.uint8) for i in range(5)])
+    parts = [frost.frosted(np.zeros((32, 32, 3)), (0.5, 1.0), np.random.RandomState(i)) * 255 for i in range(200)]
+    corners = np.array([part[0, 0] for part in parts])
+    assert all(np.allclose(part - part[0, 0], parts[0] - parts[0][0, 0]) for part in parts)
+    assert np.allclose(parts[0][:, 0, 0] - corners[0, 0], np.arange(32)) and np.allclose(np.diff(parts[0][0, :, 1]), 1)
+    assert np.allclose(sorted(set(np.rint(corners[:, 2]))), [0, 10, 20, 30, 40])
+    assert np.allclose(corners[:, :2].min(0), [0, 0]) and np.allclose(corners[:, :2].max(0), [8, 28])
+    x = np.full((32, 32, 3), 0.5)
+    assert np.allclose(frost.frosted(x, (0.5, 1.0), np.random.RandomState(3)) * 255, parts[3] + 0.25 * 255)
+
+
+def test_frost_of_even_photographs(ice):
+    ice([np.zeros((200, 200, 3), np.uint8)] * 5)
+    for severity, (factor, _) in enumerate(corruptions.SEVERITIES["frost"], 1):
+        assert np.all(corruptions.corrupt(np.full((32, 32, 3), 0.8), "frost", severity, 0) == int(204 * factor + 1e-6))
+    ice([np.full((200, 200, 3), 255, np.uint8)] * 5)
+    dark, bright = (corruptions.corrupt(np.full((32, 32, 3), grey / 255), "frost", 5, 0) for grey in (100, 204))
+    assert np.all(dark == int(75 + 0.45 * 255)) and np.all(bright == 255)
+
+
+def test_photographs_that_are_not_here_or_not_whole(ice, clean, monkeypatch, capsys):
+    def refused(message):
+        with pytest.raises(DrbenchError, match=message):
+            data.load("cifar10-c-generated", "frost/1")
+
+    words = ["show", "benchmarks/digits/undefended.yaml", "data.name=cifar10-c-generated"]
+    refused(r"(?s)has no file imagecorruptions.*sha256 d0e4bf52.*pip download --no-deps imagecorruptions==1\.1\.2")
+    assert main([*words, "data.split=frost/1"]) == 0
+    assert "# not here: data frost-photographs: pip download --no-deps" in capsys.readouterr().out
+    assert main([*words, "data.split=fog/1"]) == 0 and "frost-photographs" not in capsys.readouterr().out
+    path = ice(grains(5))
+    assert main([*words, "data.split=frost/1"]) == 0 and "frost-photographs" not in capsys.readouterr().out
+    assert main(["data", "verify", "frost-photographs"]) == 0 and str(path) in capsys.readouterr().out
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    refused(f"expected {len(content):,} bytes, got {len(content) - 1:,}: truncated")
+    path.write_bytes(content[:-1] + b"x")
+    refused("expected sha256 .*: damaged")
+    assert main(["data", "verify", "frost-photographs"]) == 2
+    monkeypatch.delenv("DRBENCH_DATA")
+    refused("data 'frost-photographs' needs DRBENCH_DATA, a folder with the sub-folder frost-photographs")
+
+
+def test_severities_of_frost_and_spatter(ice, clean):
+    """Frost darkens the image too, so its size is that of what it adds besides an even change; water, then mud."""
+    ice(grains(5))
+    x = clean[0] / 255
+    changes = [[corruptions.corrupt(x, "frost", s, i) / 255 - x for i in range(20)] for s in range(1, 6)]
+    sizes = [np.mean([np.std(change) for change in each]) for each in changes]
+    assert sizes == sorted(sizes) and sizes[4] > 1.5 * sizes[0]
+
+    pytest.importorskip("cv2", reason="needs the extra drbench[corruptions]")
+    changes = [[corruptions.corrupt(x, "spatter", s, i) / 255 - x for i in range(20)] for s in range(1, 6)]
+    water, mud = np.split(np.linalg.norm(changes, axis=(2, 3)).mean((1, 2)), [3])
+    assert np.all(np.diff(water) > 0) and np.all(np.diff(mud) > 0)
+
+
+def test_spatter_without_and_with_nothing_but_liquid(clean):
+    x = clean[0] / 255
+    assert np.array_equal(spatter.spattered(x, (0.5, 0, 1, 0.6, 0.6, "mud"), np.random.RandomState(0)), x)
+    covered = spatter.spattered(x, (0.7, 0, 1, 0.6, 0.6, "mud"), np.random.RandomState(0))
+    assert np.allclose(covered * 255, [63, 42, 20])
+    pytest.importorskip("cv2", reason="needs the extra drbench[corruptions]")
+    assert np.array_equal(spatter.spattered(x, (0.5, 0, 1, 0.6, 0.5, "water"), np.random.RandomState(0)), x)
+    light = spatter.spattered(x, corruptions.SEVERITIES["spatter"][2], np.random.RandomState(0)) - x
+    strength = light / (np.array([175, 238, 238]) / 255)
+    assert np.allclose(strength, strength[:, :, :1]) and np.isclose(strength.max(), 0.5) and strength.min() == 0
+    assert 0.05 < np.mean(strength > 0) < 0.5
+
+
+def test_drops_are_lit_from_one_side():
+    """A change of these numbers would change every number on water: they were the same with OpenCV 4.10 and 5.0."""
+    pytest.importorskip("cv2", reason="needs the extra drbench[corruptions]")
+    rows, columns = np.indices((32, 32)) - 16
+    drop = np.where(rows**2 + columns**2 <= 36, 200, 0).astype(np.uint8)
+    row = [23, 66, 117, 148, 153, 123, 77, 30, 10, 0, 0]
+    assert spatter.relief(drop)[16, 10:21].tolist() == row
+
+
+def test_water_needs_a_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DrbenchError, match=r"pip install 'drbench\[corruptions\]'"):
+        corruptions.corrupt(np.zeros((32, 32, 3)), "spatter", 1, 0)

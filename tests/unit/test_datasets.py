@@ -13,14 +13,16 @@ from drbench.cli import main
 from drbench.data import subsets
 from drbench.errors import DrbenchError
 
-KEYS = {"title", "root", "classes", "shape", "splits", "source", "licence", "where", "files", "trees"}
+KEYS = {"title", "root", "classes", "shape", "splits", "with", "source", "licence", "where", "files", "trees"}
 FILE_KEYS = {"path", "layout", "url", "bytes", "md5", "sha256", "unpack", "of"}
 
 
 @pytest.mark.parametrize("name", datasets.manifest())
 def test_entries_follow_the_schema(name):
     entry = datasets.entry(name)
-    assert entry.keys() <= KEYS and {"title", "classes", "shape", "licence", "files"} <= entry.keys()
+    assert entry.keys() <= KEYS and {"title", "licence", "files"} <= entry.keys()
+    assert ("classes" in entry) == ("shape" in entry)
+    assert all("classes" not in datasets.entry(one) for others in entry.get("with", {}).values() for one in others)
     for file in entry["files"]:
         assert "path" in file and file.keys() <= FILE_KEYS
         assert not file["path"].startswith("/") and ".." not in file["path"]
@@ -34,7 +36,8 @@ def test_entries_follow_the_schema(name):
 
 
 def test_every_data_set_is_in_the_manifest():
-    assert data.DATASETS.keys() == datasets.manifest().keys()
+    """What has no classes cannot be loaded; others are made with it."""
+    assert data.DATASETS.keys() == {name for name, entry in datasets.manifest().items() if "classes" in entry}
 
 
 def test_messages_say_what_belongs_where(tmp_path, monkeypatch):
