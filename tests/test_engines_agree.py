@@ -7,7 +7,8 @@ the 99 % quantile of Binomial(n, both) may be contradicted. The same attack beyo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from scipy.stats import binom
 
 from drbench import build, config, norms, record, stats, weights
 from drbench.attacks.evaluate import Decision, evaluate
+from drbench.attacks.lockstep import Lockstep
 from drbench.attacks.oracle import Keys
 from drbench.attacks.problem import Problem
 from drbench.attacks.smoothadv import smoothadv
@@ -28,6 +30,7 @@ RUNS = sorted(path.parent for path in (ROOT / "results" / "digits" / "full" / "r
 DEAR = ("densepure", "diffusion_classifier", "diffpure")  # many network calls a gradient
 ALPHA = 0.001  # of the test that contradicts a certificate
 INSIDE = 0.999  # of the radius: rounding must not decide
+ROWS = 512  # of a call, which the attacks on several images share
 
 
 @cache
@@ -60,25 +63,32 @@ def attacked(folder: Path, count: int, scale: float, steps: int, draws: int, vot
     """(contradicted, attacked): the first certified images, each attacked within `scale` times its own radius."""
     run, defense = record.read(folder), defense_of(folder)
     rows = [row for row in run.ordered() if row.certificate and row.radius > 0][:count]
-    levels, hits = stats.levels(run.header["engine"]), 0
-    for row in rows:
-        answer = row.certificate.prediction
+    levels = stats.levels(run.header["engine"])
+
+    def search(row, lockstep):
+        """The clean image, and the best that the attack finds near it."""
         asked = levels[: len(row.evidence.stages)]
         place = images().ids.index(row.id)
-        x, y = images().x[place : place + 1], images().y[place : place + 1] * 0 + answer
+        x, y = images().x[place : place + 1], images().y[place : place + 1] * 0 + row.certificate.prediction
         # A cascade is limited by the level that answers, or by one before it at which another class may win.
-        earlier = row.certificate.detail.get("limit") == "earlier scale"
-        view = Direct(defense, asked[0] if earlier else asked[-1])
-        ball = threat("l2", scale * row.radius)
-        problem = Problem.of(view, ball, x, y, [row.id], "agree")
-        found, refused = ball.repair(smoothadv(problem, steps=steps, draws=draws)[:, -1], x)
+        level = asked[0] if row.certificate.detail.get("limit") == "earlier scale" else asked[-1]
+        view = lockstep.shared(f"sigma {level}", Direct(defense, level))
+        problem = Problem.of(view, threat("l2", scale * row.radius), x, y, [row.id], "agree")
+        return x, smoothadv(problem, steps=steps, draws=draws)[:, -1]
+
+    with ThreadPoolExecutor(1) as pool:
+        lockstep = Lockstep(pool, 1, ROWS)
+        pairs = lockstep.play([partial(search, row, lockstep) for row in rows], images().x.device)
+    hits = 0
+    for row, (x, candidate) in zip(rows, pairs, strict=True):
+        found, refused = threat("l2", scale * row.radius).repair(candidate, x)
         assert not refused.any() and norms.feasible("l2", scale * row.radius, found.numpy(), x.numpy()).all()
         shares = []
-        for level in asked:
+        for level in levels[: len(row.evidence.stages)]:
             answers = evaluate(Direct(defense, level, surrogate=False), Decision(), found,
                                Keys(1, (row.id,), "agree/votes"), votes)[0].tolist()  # fmt: skip
             shares.append({c: answers.count(c) for c in set(answers)})
-        hits += contradicted(shares, votes, answer, 0.5)
+        hits += contradicted(shares, votes, row.certificate.prediction, 0.5)
     return hits, len(rows)
 
 

@@ -89,7 +89,7 @@ class MultiScale(Defense):
 
     @classmethod
     def tiny(cls, input_shape, num_classes):
-        return cls(input_shape, num_classes, channels=(8, 16), width=4)
+        return cls(input_shape, num_classes, channels=(8, 16), width=4, copies=2)
 
     def trained(self):
         return (self.tuned,)
