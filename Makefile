@@ -30,7 +30,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-digits: setup  ## the main job: certify every defense on 100 real digits, attack it on 20, table and plot (minutes)
+digits: setup  ## the main job: certify every defense on 100 real digits, attack most on 10 or 20, tables and plots (minutes)
 	runs=$$($(BIN)/drbench run $(DIGITS) run.executor=processes) && \
 	few=$$($(BIN)/drbench run $(FEW) run.executor=processes) && \
 	$(BIN)/drbench table $$runs $$few --out results/digits/certified && \

@@ -33,14 +33,17 @@ RELATIONS, LIMITS = ("above", "below", "no_worse", "close"), {"radii", "sigmas",
 RULE = """\
 - Effect: A minus B (or A itself, or the cost of B over that of A), mean over images, noise levels or threats, and
   training seeds. Brackets: 95 % interval over the images, paired; score interval (Tango 1998) where every image is
-  right or wrong, else bootstrap; over images and seeds where a side has several. Of cost factors, in parentheses: the
-  smallest and the largest of the runs.
+  right or wrong, else bootstrap; over images and seeds where a side has several. Bootstrap intervals are somewhat too
+  narrow with 25 images, and of three seeds: three numbers say little about a fourth. Of cost factors, in parentheses:
+  the smallest and the largest of the runs.
 - *above*, *below*: **holds** if the whole interval lies on the claimed side, **fails** if it lies on the other one,
   and in both cases only if chance is ruled out at 0.05 for all such claims of a data set together: p is a two-sided
   test of the mean when A and B of each image are exchanged at random (the exact sign test where every image is right
-  or wrong, else 9,999 flips), “p, Holm” the same after Holm's correction. *no worse*, *close*: by the interval and
-  the stated margin alone. Cost factors are counts, or times on one machine, and are not tested. All else is
-  **undecided**: the images do not tell.
+  or wrong, else 9,999 flips), “p, Holm” the same after Holm's correction. It is about the images, for the trainings
+  at hand. Claims without a “p, Holm”: *no worse* and *close* go by the interval and the stated margin alone; cost
+  factors are counts, or times on one machine, and are not tested. All else is **undecided**: the images do not tell.
+- Robust accuracy is that under the attacks of these runs, an upper bound on both sides: a stronger attack may turn a
+  verdict round. Such runs have 20 to 50 images.
 - “fails” says that the claim is not true *here*: other images, networks of another size, one training unless seeds
   are stated. It does not say that the paper's number is wrong.
 - Draws: runs at one noise level are compared at the draws of the smaller one, by a random subset of the larger one's

@@ -256,7 +256,8 @@ def _read(path: Path) -> DictConfig:
         loaded = OmegaConf.load(path)
     except FileNotFoundError as error:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise DrbenchError(f"no benchmark file {path}{did_you_mean(str(path), near)}") from error
+        hint = did_you_mean(str(path), near) if near else "; expected a path such as benchmarks/digits/rcm.yaml"
+        raise DrbenchError(f"no benchmark file {path}{hint}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise DrbenchError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(loaded, DictConfig):

@@ -83,7 +83,9 @@ def _reached(level: DataFrame) -> list[DataFrame]:
 
 
 def _limits(level: DataFrame) -> dict[float, str]:
-    return {row.ceiling: f"ceiling for n = {row.n:,}" for row in level[["ceiling", "n"]].drop_duplicates().itertuples()}
+    rows = level[["ceiling", "n", "certifier"]].drop_duplicates().itertuples()
+    return {row.ceiling: "ceiling of the Lipschitz constant" if row.certifier == "lipschitz"
+            else f"ceiling for n = {row.n:,}" for row in rows}  # fmt: skip
 
 
 def line_styles(curves: DataFrame) -> dict[tuple[str, str], dict]:

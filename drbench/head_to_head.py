@@ -122,10 +122,10 @@ def _part(run: Run, images: frozenset, draws: int) -> Run:
 
 
 def _estimate(numbers: list[Series], share: bool = True) -> dict:
-    """Mean over images and trainings. Clopper-Pearson for a share that is right or wrong in all trainings alike."""
+    """Mean over images and trainings; the interval of one training is that of other tables."""
     values = np.array([each.to_numpy() for each in numbers])
-    if share and np.isin(values, (0.0, 1.0)).all() and (values == values[0]).all():
-        low, high = stats.interval(int(values[0].sum()), values.shape[1])
+    if (values == values[0]).all():
+        low, high = (stats.share_interval if share else stats.bootstrap_mean)(values[0])
     else:
         low, high = paired_stats.interval(values)
     return {"value": float(values.mean()), "low": low, "high": high}

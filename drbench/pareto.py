@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from drbench.saving import save
 from drbench.summary import METHOD, method_name
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+COSTS = ("all_draws", "evaluations")
 DRAWN = (0.0, 0.25, 0.5)  # in figures, a panel each
 GROUP = [*summary.DATA, "certifier", "sigmas"]  # rows that are compared with each other
 
@@ -26,15 +27,17 @@ NOTES = """\
   selection included. s/image: wall time on the machine of that run; not comparable between machines.
 - **Bold**: on the front, no other row of the section has at least this accuracy for at most as many evaluations, and
   one of the two strictly. A row with fewer draws is cheaper, and its ceiling radius is lower: n is part of the bargain.
-- Rows whose intervals over the images overlap may change places on other images: see `drbench table --compare`.
+- Rows whose intervals over the images overlap may change places on other images: see `drbench table --compare`. Of
+  several trainings (“seed N”) the front has the best, chosen on these images.
 - “–”: beyond the ceiling radius of its draws, 0 by construction."""
 
 
 def frame(runs: Sequence[Run], radii: Sequence[float] = RADII) -> DataFrame:
     """One row per run and radius; imported logs, whose cost is unknown, are left out.
 
-    Columns of `summary.frame`, and evaluations (mean per image, of all networks, over all draws), front (no run of the
-    same images and noise levels has at least its accuracy for at most its evaluations, and one of them strictly).
+    Columns of `summary.frame`, and all_draws (mean per image, selection included), evaluations (of all networks in
+    them), front (no run of the same images and noise levels has at least its accuracy for at most its evaluations, and
+    one of them strictly).
     """
     runs = [run for run in runs if run.header["engine"]["certifier"] != "imported" and any(run.ordered())]
     if not runs:
@@ -44,8 +47,9 @@ def frame(runs: Sequence[Run], radii: Sequence[float] = RADII) -> DataFrame:
 
 def priced(table: DataFrame, runs: Sequence[Run]) -> DataFrame:
     """Rows of `summary.frame` of these runs with the columns that `frame` adds."""
-    cost = {summary.place(run): evaluations(run) for run in runs}
-    table = table.assign(evaluations=table["run"].map(cost))
+    cost = {summary.place(run): (_all_draws(run), evaluations(run)) for run in runs}
+    columns = {name: table["run"].map(lambda run, at=at: cost[run][at]) for at, name in enumerate(COSTS)}
+    table = table.assign(**columns)
     fronts = [_front(part) for _, part in table.groupby([*GROUP, "radius"], sort=False)]
     return table.assign(front=pd.concat(fronts).reindex(table.index))
 
@@ -53,15 +57,22 @@ def priced(table: DataFrame, runs: Sequence[Run]) -> DataFrame:
 def evaluations(run: Run) -> float:
     """Network evaluations per image: counted calls of one draw times the draws, mean over images with evidence."""
     defense = run.header["defense"]
-    stages = [row.evidence.stages for row in run.ordered() if row.evidence]
-    if not stages:
-        return math.nan
 
     @cache
     def calls(sigma: float) -> float:
         return sum(defense.get("nfe_at", {}).get(f"{sigma:g}", defense["nfe"]).values())
 
-    return sum(calls(stage.sigma) * (stage.n0 + stage.n) for image in stages for stage in image) / len(stages)
+    return _mean_of_stages(run, lambda stage: calls(stage.sigma) * (stage.n0 + stage.n))
+
+
+def _all_draws(run: Run) -> float:
+    return _mean_of_stages(run, lambda stage: stage.n0 + stage.n)
+
+
+def _mean_of_stages(run: Run, cost: Callable) -> float:
+    """Mean over the images with evidence of the sum of `cost(stage)` over their noise levels."""
+    stages = [row.evidence.stages for row in run.ordered() if row.evidence]
+    return sum(cost(stage) for image in stages for stage in image) / len(stages) if stages else math.nan
 
 
 def _front(part: DataFrame) -> pd.Series:
@@ -96,7 +107,7 @@ def _section(part: DataFrame) -> Iterator[str]:
     for _, run in shown.sort_values(["evaluations", *METHOD], kind="stable").groupby("run", sort=False):
         first = first_row(run)
         name = method_name(first) + (f" [{first.marks}]" if first.marks else "")
-        facts = f"{first.evaluations:,.0f}", f"{first.nfe:g}", f"{first.n0 + first.draws:,.0f}"
+        facts = f"{first.evaluations:,.0f}", f"{first.nfe:g}", f"{first.all_draws:,.0f}"
         cells = [_cell(row) for row in named_rows(run.sort_values("radius"))]
         yield f"| {' | '.join([name, *facts, f'{first.seconds_per_image:.3g}', *cells])} |"
 

@@ -29,7 +29,7 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
 
     x: network evaluations per image, or seconds, both logarithmic. y: certified accuracy in % with 95 % Clopper-Pearson
     intervals over the images. The step line is the front: the best accuracy for at most that cost. A defense and
-    variant has one colour and symbol in both.
+    variant has one colour and symbol in both. Left out: rows without cost, and those whose draws cannot reach a radius.
     """
     stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
     styles = _styles(table)  # of all rows, also of those that cost nothing: the same in both figures
@@ -69,6 +69,9 @@ def _draw(table: DataFrame, column: str, label: str, styles: dict) -> Figure:
 
 
 def _panel(axes: Axes, part: DataFrame, column: str, styles: dict) -> None:
+    part = part[(part["radius"] <= part["ceiling"]) | (part["certified_accuracy"] > 0)]  # 0 by construction
+    if part.empty:
+        return
     ordered = part.sort_values(column)
     best = ordered["certified_accuracy"].cummax()
     axes.plot(ordered[column], 100 * best, drawstyle="steps-post", color="#999999", linewidth=1, zorder=1)

@@ -79,7 +79,7 @@ def _draw(curves: DataFrame) -> Figure:
     handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
                for key, part in curves.groupby(METHOD, sort=False)]  # fmt: skip
     handles += [Line2D([], [], label=f"best at σ = {sigma:g}", color="grey", linestyle="", marker=marker)
-                for sigma, marker in markers.items()]  # fmt: skip
+                for sigma, marker in markers.items() if sigma in _winners(panels)]  # fmt: skip
     longest = max(len(handle.get_label()) for handle in handles)
     legend_columns = max(1, min(4, 200 // (longest + 12)))  # about 200 letters fit side by side, a dash takes 12
     columns = len(panels) if len(panels) <= 4 else 3
@@ -98,6 +98,15 @@ def _draw(curves: DataFrame) -> Figure:
     return figure
 
 
+def _winners(panels: Sequence[Panel]) -> set[float]:
+    """Noise levels whose symbols stand in an envelope."""
+    return {row.sigma for panel in panels if panel.oracle for line in panel.curves for row in _symbols(line)}
+
+
+def _symbols(line: DataFrame) -> list:
+    return list(named_rows(line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()]))
+
+
 def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     for line in panel.beside:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
@@ -112,14 +121,15 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
         axes.fill_between(steps["radius"], low, high, step="pre", color=style["color"], alpha=0.1, linewidth=0)
         axes.plot(*_steps_down(steps), drawstyle="steps-pre", linewidth=1.8, **style)
         if panel.oracle:
-            for row in named_rows(line[(line["radius"] % 0.25 == 0) & line["sigma"].notna()]):
+            for row in _symbols(line):
                 axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style["color"],
                           markersize=8, markeredgecolor="white", zorder=3, clip_on=False)  # fmt: skip
     right = _shown(panel) if panel.cascade else 1.08 * max(panel.ceilings)
     for radius, label in panel.ceilings.items():
         if radius <= right:
             axes.axvline(radius, color="#555555", linestyle=":", linewidth=1.2)
-            axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555")
+            axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555",
+                      bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}, zorder=4)  # fmt: skip
     beyond = ", ".join(f"{radius:.2f}" for radius in sorted(panel.ceilings) if radius > right)
     if beyond:
         axes.text(right, 99, f"ceiling: {beyond}  ", va="top", ha="right", fontsize=8.5, color="#555555")

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from drbench import robust_tables
-from drbench.curves import COLOURS
+from drbench.curves import COLOURS, DASHES
 from drbench.plots import MARKERS, save
 from drbench.record import Run
 from drbench.robust_tables import LINE, PANEL
 
-KINDS = (("average", "-", 1.8), ("worst", ":", 1.2))  # kind, marker line, width
+WIDTHS = {"average": 1.8, "worst": 1.2}
 
 
 def robust_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
@@ -41,9 +41,10 @@ def _draw(table: DataFrame) -> Figure:
         for key in filter(here.__contains__, keys):
             # bars must not hide each other
             beside = 0.005 * part["eps"].max() * (list(here).index(key) - (len(here) - 1) / 2)
-            number = keys.index(key)
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
-            drawn.setdefault(key, _curves(axes, here[key].sort_values("eps"), beside, colour, marker))
+            number, again = keys.index(key) % len(COLOURS), keys.index(key) // len(COLOURS)
+            style = {"color": COLOURS[number], "marker": MARKERS[again % len(MARKERS)]}
+            dashes = {"average": DASHES[again % len(DASHES)], "worst": ":"}
+            drawn.setdefault(key, _curves(axes, here[key].sort_values("eps"), beside, style, dashes))
         unit = robust_tables.NORMS.get(norm, norm)
         label = "eps (pixels)" if norm == "stadv" else f"{unit} radius eps (pixel units)"
         axes.set(title=f"{dataset} {subset}, {unit}", xlabel=label, ylim=(0, 101))
@@ -56,16 +57,16 @@ def _draw(table: DataFrame) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, line: DataFrame, beside: float, colour: str, marker: str):
+def _curves(axes: Axes, line: DataFrame, beside: float, style: dict, dashes: dict):
     """Curves of one defense; their clean accuracy stands at eps = 0. Returns the bars of the average."""
     several = line["evaluations"].max() > 1
-    for kind, dash, width in reversed(KINDS if several else KINDS[:1]):
+    for kind in ("worst", "average") if several else ("average",):
         value, low, high = (
             100 * np.array([line[f"clean_{kind}{end}"].iat[0], *line[f"{kind}{end}"]]) for end in ("", "_low", "_high")
         )
         bars = axes.errorbar(
-            np.array([0.0, *line["eps"]]) + beside, value, yerr=[value - low, high - value], color=colour,
-            linestyle=dash, linewidth=width, marker=marker, markersize=4, elinewidth=0.8, capsize=2,
+            np.array([0.0, *line["eps"]]) + beside, value, yerr=[value - low, high - value],
+            linestyle=dashes[kind], linewidth=WIDTHS[kind], markersize=4, elinewidth=0.8, capsize=2, **style,
         )  # fmt: skip
     return bars
 

@@ -73,8 +73,9 @@ def _decision(engine: dict) -> str:
 
 NOTES = """\
 - Accuracies in % of all recorded images, after the attack, with a pointwise 95 % interval over the images
-  (Clopper–Pearson, or a bootstrap where an image counts in part); in parentheses the same number on the clean images,
-  from as many evaluations on the same draws. An attack gives an upper bound of the true robust accuracy.
+  (Clopper–Pearson; where an image counts in part Gaffke's bound, which is the same for right and wrong); in parentheses
+  the same number on the clean images, from as many evaluations on the same draws. An attack gives an upper bound of the
+  true robust accuracy.
 - average: one evaluation of the deployed defense, in expectation. majority: the most frequent answer of all N
   evaluations (ties are wrong). worst-of-M: right in each of M evaluations, unbiased estimate from N. one-shot: the
   first evaluation alone. A deterministic defense has one number.

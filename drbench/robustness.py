@@ -86,9 +86,4 @@ def worst_of_m(failures: np.ndarray, evaluations: int, m: int) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> Estimate:
-    """Clopper-Pearson if each image is right or wrong, else a bootstrap over the images."""
-    if np.isin(values, (0.0, 1.0)).all():
-        low, high = stats.interval(int(values.sum()), len(values))
-    else:
-        low, high = stats.bootstrap_mean(values)
-    return Estimate(float(values.mean()), low, high)
+    return Estimate(float(values.mean()), *stats.share_interval(values))

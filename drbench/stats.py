@@ -554,6 +554,32 @@ def _resampled(images: int, resamples: int) -> np.ndarray:
     return rng.integers(0, images, (resamples, images))
 
 
+def share_interval(values: Sequence[float], confidence: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
+    """Interval of the mean of numbers in [0, 1], one an image: Clopper-Pearson if all are 0 or 1, else Gaffke's.
+
+    A Bayesian bootstrap with one more image at the far end, 0 for the lower limit and 1 for the upper one (Gaffke 2005;
+    Learned-Miller and Thomas 2019, arXiv 1905.06208). Of zeros and ones that is Clopper-Pearson; elsewhere no case is
+    known in which it misses too often, while the percentile bootstrap does with few images or a mean near an end. A
+    fixed seed, so a table never changes by itself.
+    """
+    values = np.asarray(values, float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise DrbenchError(f"expected numbers in [0, 1], got {values.min():g} to {values.max():g}")
+    if np.isin(values, (0.0, 1.0)).all():
+        return interval(int(values.sum()), len(values), confidence)
+    of_images, of_end = _weighed(len(values), resamples)
+    inside, tail = of_images @ values, (1 - confidence) / 2
+    return float(np.quantile(inside, tail)), float(np.quantile(inside + of_end, 1 - tail))
+
+
+@lru_cache(maxsize=4)
+def _weighed(images: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the images, (resamples, images), and of one more; each row is uniform on the simplex."""
+    weights = np.random.Generator(np.random.Philox(key=0)).standard_exponential((resamples, images + 1))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights[:, :-1], weights[:, -1]
+
+
 def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over images; a fixed seed, so a table never changes by itself."""
     values = np.asarray(values, float)

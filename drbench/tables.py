@@ -257,11 +257,16 @@ def _notes(table: DataFrame) -> Iterator[str]:
     """Notes that depend on the runs: ceilings, evaluations, marks, errors, rows that differ from the others."""
     runs = list(named_rows(table.drop_duplicates("run")))
     names = {row.run: f"{method_name(row)} {where(row)} ({row.subset})".translate(MD) for row in runs}
+    voted = [row for row in runs if row.certifier != "lipschitz"]
     limits = sorted(
-        {(row.certifier == "cascade", row.sigma, row.n, row.alpha, where(row), row.ceiling) for row in runs}
+        {(row.certifier == "cascade", row.sigma, row.n, row.alpha, where(row), row.ceiling) for row in voted}
     )
-    listed = "; ".join(f"{r:.4f} {at}, n = {n:,}, alpha = {a:g}" for *_, n, a, at, r in limits)
-    yield f"Ceiling radius, the largest that n unanimous votes certify: {listed}."
+    if limits:
+        listed = "; ".join(f"{r:.4f} {at}, n = {n:,}, alpha = {a:g}" for *_, n, a, at, r in limits)
+        yield f"Ceiling radius, the largest that n unanimous votes certify: {listed}."
+    for row in runs:
+        if row.certifier == "lipschitz":
+            yield f"Ceiling radius, by the Lipschitz constant of the logits: {row.ceiling:.4f}, {names[row.run]}."
     calls = sorted({f"{method_name(row)}: {row.nfe_detail}".translate(MD) for row in runs if row.nfe_detail})
     yield f"NFE per draw: network evaluations per noisy draw, counted. {'; '.join(calls) or 'None'}."
     yield from _legend(table, 0)

@@ -24,6 +24,8 @@ def test_evaluations(runs):
     assert [pareto.evaluations(run) for run in runs[:4]] == [1100, 6600, 11000, 1100]
     # three images with evidence: one scale, two scales, one scale, each of 1,100 draws of two calls
     assert pareto.evaluations(runs[4]) == pytest.approx(4 * 2 * 1100 / 3)
+    drawn = pareto.frame(runs).drop_duplicates("run").set_index("run").all_draws
+    assert sorted(drawn) == pytest.approx([1100] * 4 + [4 * 1100 / 3])  # each scale with a selection of its own
 
 
 def test_front(runs):

@@ -171,6 +171,35 @@ def test_intervals():
         stats.interval(5, 4)
 
 
+def test_share_interval_of_zeros_and_ones_is_exact():
+    assert stats.share_interval([1.0] * 18 + [0.0] * 7) == stats.interval(18, 25)
+    # what is next to zeros and ones has nearly their interval, up to Monte-Carlo error
+    assert stats.share_interval([1.0] * 18 + [1e-6] * 7) == pytest.approx(stats.interval(18, 25), abs=0.005)
+
+
+@pytest.mark.parametrize("value, images", [(0.5, 10), (0.9, 40)])
+def test_share_interval_of_equal_numbers(value, images):
+    """The weight of the images is Beta(images, 1), whose quantile is q^(1 / images)."""
+    weight = 0.025 ** (1 / images)
+    expected = value * weight, 1 - (1 - value) * weight
+    assert stats.share_interval([value] * images) == pytest.approx(expected, abs=0.003)
+
+
+def test_share_interval_covers_where_the_bootstrap_does_not():
+    """50 images of which one in thirty is ever right: percentile intervals often end at 0, below the mean."""
+    rng, hits = np.random.default_rng(0), np.zeros(2)
+    for _ in range(300):
+        values = np.where(rng.random(50) < 1 / 30, rng.uniform(0.2, 1.0, 50), 0.0)
+        found = stats.share_interval(values, resamples=2000), stats.bootstrap_mean(values)
+        hits += [low <= 0.6 / 30 <= high for low, high in found]
+    assert hits[0] / 300 >= 0.95 and hits[1] / 300 <= 0.85
+
+
+def test_share_interval_is_of_shares():
+    with pytest.raises(DrbenchError, match=r"expected numbers in \[0, 1\], got -1 to 0.5"):
+        stats.share_interval([0.5, -1.0])
+
+
 # ---- randomized limits --------------------------------------------------------------------------------------------
 
 
