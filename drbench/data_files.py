@@ -92,6 +92,8 @@ def fetch(name: str, layout: str | None = None) -> list[Path]:
 
 def add(path: Path, name: str | None, *, link: bool = False) -> Path:
     """Take over a local file of a data set, recognised by its name."""
+    if not path.is_file():
+        raise DrbenchError(f"no file {path}")
     known = [name] if name else [one for one, about in datasets.manifest().items() if about.get("files")]
     found = {item.path: item for one in known for item in items(one) if item.path.name == path.name}
     if len(found) != 1:

@@ -90,6 +90,8 @@ def convert(name: str) -> Path:
 
 def by_file(path: Path) -> str:
     """Name of the entry that a local file is for, by its file name."""
+    if not path.is_file():
+        raise DrbenchError(f"no file {path}")
     names = [name for name, about in manifest().items() if Path(about.get("file", "")).name == path.name]
     if len(names) != 1:
         raise DrbenchError(f"{path}: {'no' if not names else 'more than one'} entry of benchmarks/foreign.yaml has a "

@@ -252,8 +252,8 @@ def implied_alpha(lines: Sequence[Line], settings: Settings) -> tuple[float, flo
 
 def import_log(path: Path, form: str, settings: Settings, out: Path) -> tuple[Path, list[str]]:
     """Write a log as a run folder; returns it with the list of oddities."""
-    settings = _complete(path, settings)
     lines, content = parse(path, form, settings), path.read_bytes()
+    settings = _complete(path, settings)
     repeated = [image_id for image_id, count in Counter(line.id for line in lines).items() if count > 1]
     if repeated:
         raise DrbenchError(f"{path}: {len(repeated)} images occur more than once, first: {repeated[0]}")

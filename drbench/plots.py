@@ -128,8 +128,9 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     for radius, label in panel.ceilings.items():
         if radius <= right:
             axes.axvline(radius, color="#555555", linestyle=":", linewidth=1.2)
-            axes.text(radius, 99, f" {label}", rotation=90, va="top", ha="left", fontsize=8.5, color="#555555",
-                      bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}, zorder=4)  # fmt: skip
+            text = label.removeprefix("ceiling")  # the headline says what is dotted
+            axes.text(radius, 99, text, rotation=90, va="top", ha="left", fontsize=8.5, color="#555555",
+                      bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}, zorder=4)  # fmt: skip
     beyond = ", ".join(f"{radius:.2f}" for radius in sorted(panel.ceilings) if radius > right)
     if beyond:
         axes.text(right, 99, f"ceiling: {beyond}  ", va="top", ha="right", fontsize=8.5, color="#555555")
@@ -158,7 +159,7 @@ def _label(part: DataFrame, curves: DataFrame) -> str:
 def _headline(curves: DataFrame) -> str:
     facts = [f"{column} = {_values(curves, column)}" for column in ("n", "n0", "alpha", "images")]
     data = f"{_values(curves, 'dataset')} {_values(curves, 'subset')}"
-    return f"{data}: {'; '.join(facts)}; bands: pointwise 95 % intervals over the images"
+    return f"{data}: {'; '.join(facts)}; bands: pointwise 95 % intervals over the images; dotted: ceiling radii"
 
 
 def _values(part: DataFrame, column: str) -> str:

@@ -29,6 +29,12 @@ def rows(tmp_path, form, text):
     return [line[:4] for line in parse(written(tmp_path, text), form, SETTINGS)]
 
 
+def test_a_log_that_is_not_there(tmp_path):
+    """Said before anything else that a log would need is asked for."""
+    with pytest.raises(DrbenchError, match=r"cannot read .*No such file"):
+        import_log(tmp_path / "none.tsv", "cohen", Settings(), tmp_path)
+
+
 def test_cohen(tmp_path):
     text = COHEN + "0\t3\t3\t0.486\t1\t16.6\n20\t7\t-1\t0.0\t0\t0:00:17.2\n40\t4\t5\t0.31\t0\t17.5"
     assert rows(tmp_path, "cohen", text) == [(0, 3, 3, 0.486), (20, 7, -1, 0.0), (40, 4, 5, 0.31)]

@@ -49,8 +49,11 @@ def test_files_are_valid_and_hold_all_titles_and_names(tmp_path, runs):
     names = ("rcm", "constant", "noise_augmented (100%_$a$)")
     for title in ("σ = 0.25", "σ = 0.5", "envelope over σ (an oracle)", *names):
         assert texts.count(title) == 1
-    assert {"best at σ = 0.25", "best at σ = 0.5", "ceiling at σ = 0.5"} <= set(texts)
-    assert texts.count("ceiling for n = 1,000") == 2
+    assert {"best at σ = 0.25", "best at σ = 0.5", "at σ = 0.5"} <= set(texts)
+    assert texts.count("for n = 1,000") == 2 and any("dotted: ceiling radii" in text for text in texts)
+    one_level = [run for run in runs if run.header["engine"]["sigma"] == 0.5]
+    _, svg = plots.radius_curves(one_level, tmp_path / "one")
+    assert not any(text.startswith("best at") for text in texts_of(svg))  # there is no envelope
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, runs):
