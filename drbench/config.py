@@ -38,7 +38,7 @@ class DefenseSpec:
     name: str = "???"
     variant: str = ""  # printed in tables beside the name
     args: dict[str, Any] = field(default_factory=dict)
-    checkpoint: list[str] = field(default_factory=list)  # names in benchmarks/checkpoints.yaml, or files
+    checkpoint: list[str] = field(default_factory=list)  # names, or files, of weights, see `drbench.weights`
 
 
 @dataclass

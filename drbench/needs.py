@@ -33,7 +33,8 @@ def checkpoints(cell: DictConfig) -> list[str]:
     """Names of all weights that a cell reads, those of the sources of an attack among them."""
     sources = (cell.attack.sources or {}).values() if cell.task == "attack" else []
     start = cell.train.start if cell.task == "train" and cell.train else []
-    return [*cell.defense.checkpoint, *(name for source in sources for name in source.get("checkpoint", [])), *start]
+    given = [*cell.defense.checkpoint, *(name for source in sources for name in source.get("checkpoint", [])), *start]
+    return [weights.parted(name)[0] for name in given]
 
 
 def require(cells: Iterable[DictConfig]) -> None:

@@ -1,7 +1,8 @@
 """Weights on disk: the manifest, hashes before parsing, safetensors only.
 
 A checkpoint is named in benchmarks/checkpoints.yaml (shipped) or foreign.yaml (see `drbench.foreign`), or given as a
-path. The module needs torch only to read tensors.
+path. "NAME as PART" gives its tensors to another part of the defense than the one that they name: it may have two
+networks of one kind. The module needs torch only to read tensors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +33,7 @@ class Weights(NamedTuple):
     name: str
     path: Path
     sha256: str
+    part: str = ""  # of the defense; "": the one that its tensors name
 
 
 def manifest_path() -> Path:
@@ -44,6 +47,7 @@ def manifest() -> dict[str, dict]:
 
 def resolve(name: str) -> Weights:
     """Find a checkpoint by manifest name or path, and verify its hash before anything parses it."""
+    name, part = parted(name)
     entries, others = manifest(), foreign.manifest()
     path = place(name)
     if path is None:
@@ -71,7 +75,13 @@ def resolve(name: str) -> Weights:
             f"checkpoint {path}: sha256 {actual[:12]}... does not match the manifest (expected "
             f"{expected[:12]}...): the file is damaged or was replaced; restore it or make it anew with: {command}"
         )
-    return Weights(name, path, actual)
+    return Weights(name, path, actual, part)
+
+
+def parted(given: str) -> tuple[str, str]:
+    """Name and part of "NAME as PART"; the part is "" where none is said."""
+    found = re.fullmatch(r"(.+) as (\w+)", given)
+    return (found[1], found[2]) if found else (given, "")
 
 
 def place(name: str) -> Path | None:
@@ -110,12 +120,13 @@ def read(checkpoints: Sequence[Weights]) -> dict:
     from safetensors import SafetensorError
 
     merged: dict = {}
-    for name, path, _ in checkpoints:
+    for name, path, _, part in checkpoints:
         try:
             state = _tensors(path)
         except (SafetensorError, OSError) as error:
             raise DrbenchError(f"checkpoint {path}: not a readable safetensors file: {error}") from error
-        for key, tensor in state.items():
+        for own, tensor in state.items():
+            key = f"{part}.{own.partition('.')[2]}" if part else own
             if key in merged:
                 raise DrbenchError(
                     f"checkpoint {name}: tensor {key!r} is already given by an earlier checkpoint of the list"

@@ -64,6 +64,7 @@ def test_shared_noise_lowers_the_variance_of_logit_differences():
     assert spread[True] < 0.5 * spread[False]
 
 
+SECOND = {"kind": "small_unet", "channels": [8], "groups": 4}
 VARIANTS = {
     "rdc": {"likelihood": {"steps": 2, "rate": 0.05}},
     "rdc bpda": {"likelihood": {"steps": 2}, "gradient": "bpda"},
@@ -75,6 +76,14 @@ VARIANTS = {
     "apndc of the text": {"noised": "apndc_noisy", "sigmas": (0.25,)},
     "denoise": {"noised": "denoise", "sigmas": (0.25,)},
     "lipschitz": {"clip": True, "weight": "uniform"},
+    "purifier": {"noised": "apndc", "sigmas": (0.25,), "purifier": SECOND},
+    "purifier at another size": {
+        "noised": "apndc",
+        "sigmas": (0.25,),
+        "purifier": SECOND,
+        "resize": 4,
+        "likelihood": {"steps": 1, "rate": 0.05},
+    },
     "classifier": {"network": "classifier", "width": 4, "likelihood": {"steps": 2, "rate": 0.05}},
 }
 

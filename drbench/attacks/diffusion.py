@@ -123,16 +123,18 @@ class Bypass(Direct):
 
     Against defenses that move an image to where it is likelier first (likelihood maximisation, Chen et al. 2024, arXiv
     2305.15241): an example that is likely already stays where it is. The error is the mean over draws of the summed
-    squares at the middle of the levels at which such defenses look, network units.
+    squares at the middle of the levels at which such defenses look, network units: of a network "purifier", else of
+    "denoiser".
     """
 
     LEVEL = 0.5
 
     def __init__(self, defense: Defense, sigma: float, weight: float = 1.0):
         super().__init__(defense, sigma)
-        if "denoiser" not in defense.networks():
+        found = defense.networks()
+        if "denoiser" not in found:
             raise DrbenchError(f"view bypass needs a network 'denoiser', got {type(defense).__name__}")
-        self.denoiser, self.weight = defense.networks()["denoiser"], weight
+        self.denoiser, self.weight = found.get("purifier", found["denoiser"]), weight
 
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
         found = super().answer(x, y, spans, draws, loss, target, gradient)

@@ -5,17 +5,18 @@ from torch.utils.checkpoint import checkpoint
 
 from drbench import classifiers
 from drbench.api import Defense, Draws, DrbenchError
+from drbench.classifiers.prepared import resizing
 from drbench.diffusion import networks
 from drbench.diffusion.exact import ExactDenoiser
 from drbench.diffusion.train import edm_loss, remember_scale
 from drbench.training import sample, train
 from methods.diffusion_classifier import terms as terms_of
 from methods.diffusion_classifier.errors import CHUNK, class_losses
-from methods.diffusion_classifier.likelihood import FORMS, Ascent, maximize
+from methods.diffusion_classifier.likelihood import Ascent, maximize
 from methods.diffusion_classifier.multihead import MultiHead, distill
+from methods.diffusion_classifier.options import check
 from methods.diffusion_classifier.pruning import Sift, refine, sift
 
-NETWORKS = ("unet", "multihead", "exact", "classifier")
 NOISED = {
     "apndc": terms_of.plain,  # around the denoised image
     "apndc_noisy": terms_of.from_noisy,
@@ -62,6 +63,14 @@ class DiffusionClassifier(Defense):
         Rows of a network call; changes no number.
     denoiser, classifier : dict, optional
         Other networks than the small ones, for `drbench.diffusion.networks.build` and `drbench.classifiers.build`.
+    purifier : dict, optional
+        A second denoiser, for `drbench.diffusion.networks.build`: it is asked wherever no class is told, that is for
+        the first denoising of `noised` and by likelihood maximisation. None: `denoiser` without a label.
+    resize : dict or int, optional
+        The sum is over clean (denoised, likelier) images of this size, for which the denoiser is, see
+        `drbench.classifiers.prepared.resizing`. Noise, sigma and the purifier are at the size of the data.
+    labels : tuple of int, optional
+        Which of its classes the denoiser is told for each class of the data: one for each superclass, for instance.
     """
 
     citation = "arXiv:2305.15241, arXiv:2402.02316"
@@ -93,26 +102,21 @@ class DiffusionClassifier(Defense):
         chunk=CHUNK,
         denoiser=None,
         classifier=None,
+        purifier=None,
+        resize=None,
+        labels=None,
     ):
         super().__init__()
-        for name, value, known in (
-            ("network", network, NETWORKS),
-            ("randomness", randomness, ("fresh", "fixed")),
-            ("gradient", gradient, ("exact", "bpda")),
-            ("noised", noised, (None, *NOISED)),
-            ("likelihood.form", (likelihood or {}).get("form", FORMS[0]), FORMS),
-        ):
-            if value not in known:
-                raise DrbenchError(f"{name} is one of {', '.join(map(str, known))}, got {value!r}")
-        if sift and network == "multihead":
-            raise DrbenchError("sift saves nothing with network multihead, which answers for all classes at once")
+        check(network, noised, likelihood, sift, purifier, resize, labels, randomness=randomness, gradient=gradient)
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.sigmas = (0.0, *sigmas) if noised else (0.0,)
         self.network, self.clip, self.chunk, self.noised = network, clip, chunk, noised
         self.levels, self.nodes, self.weight, self.density = tuple(levels), nodes, weight, tuple(density)
         self.shared_noise = shared_noise
+        self.resize = None if resize is None else resizing(resize)
+        self.summed_shape = self.input_shape if self.resize is None else (self.input_shape[0], *self.resize.size)
         self.randomized = randomness == "fresh" and (network != "classifier" or likelihood is not None)
-        self.logit_scale = float(torch.Size(self.input_shape).numel()) if logit_scale is None else logit_scale
+        self.logit_scale = float(torch.Size(self.summed_shape).numel()) if logit_scale is None else logit_scale
         self.ascent = None if likelihood is None else Ascent(**likelihood)
         self.sift = None if sift is None else Sift(**sift)
         self.nfe_varies = self.sift is not None
@@ -120,29 +124,34 @@ class DiffusionClassifier(Defense):
         self.gradient = "surrogate" if self.sift or (self.bpda and self.ascent) else "exact"
         self.training_levels, self.label_dropout = tuple(training_levels), label_dropout
         if network == "exact":
-            self.denoiser = ExactDenoiser(self.input_shape, support)
+            self.denoiser = ExactDenoiser(self.summed_shape, support)
         else:
             groups = min(8, channels[0] // 2)  # with one channel a group, labels would be normalised away
             small = {"channels": channels, "groups": groups}
-            self.denoiser = networks.build(denoiser, self.input_shape, num_classes, **small)
-            known = getattr(self.denoiser, "num_classes", None)
-            if network == "unet" and known != num_classes:
+            self.denoiser = networks.build(denoiser, self.summed_shape, num_classes, **small)
+            known = getattr(self.denoiser, "num_classes", None) or 0
+            if network == "unet" and labels is None and known != num_classes:
                 raise DrbenchError(
                     f"a diffusion classifier of {num_classes} classes needs a denoiser that knows them, "
                     f"got one of {known or 'no'} classes"
                 )
+            if labels is not None and (len(labels) != num_classes or not set(labels) <= set(range(known))):
+                raise DrbenchError(
+                    f"labels: expected {num_classes}, one for each class, of the {known} that the denoiser knows, "
+                    f"got {labels}"
+                )
+        self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
+        self.purifier = networks.build(purifier, self.input_shape, num_classes) if purifier else None
         if network == "multihead":
-            self.multihead = MultiHead(self.input_shape, num_classes, tuple(head_channels))
+            self.multihead = MultiHead(self.summed_shape, num_classes, tuple(head_channels))
         if network == "classifier":
-            if noised or sift:
-                raise DrbenchError("network classifier is for clean images, without noised or sift")
             self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
         self._terms(self.sigmas[-1], self.nodes)  # a mistake in the levels is found now
 
     @property
     def lipschitz(self):
         """Constant of the expectation over the noise; None where the theorem says nothing. See `terms.lipschitz`."""
-        elsewhere = self.ascent or self.sift or self.noised or self.network == "classifier"
+        elsewhere = self.ascent or self.sift or self.noised or self.resize or self.network == "classifier"
         if elsewhere or not self.clip or not self.randomized:
             return None
         return self.logit_scale * terms_of.lipschitz(self._terms(0.0, self.nodes), torch.Size(self.input_shape).numel())
@@ -165,7 +174,7 @@ class DiffusionClassifier(Defense):
         x = 2 * z - 1
         if sigma == 0 and self.ascent:
             straight = attacked and self.bpda
-            likely = maximize(self.denoiser, x.detach() if straight else x, self.ascent, draws, self.chunk)
+            likely = maximize(self._unconditional, x.detach() if straight else x, self.ascent, draws, self.chunk)
             x = x + (likely - x).detach() if straight else likely
         if self.network == "classifier":
             return self.classifier((x + 1) / 2)
@@ -191,13 +200,25 @@ class DiffusionClassifier(Defense):
     def _places(self, x, tau):
         """What noise is added to, and what the prediction is compared with."""
         if tau == 0 or self.noised == "epndc":
-            return x, x
+            return (self._resized(x),) * 2
         parts = [
-            checkpoint(lambda z: self.denoiser(z, tau), part, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(lambda z: self._unconditional(z, tau), part, use_reentrant=False, preserve_rng_state=False)
             for part in x.split(self.chunk)
         ]
-        denoised = torch.cat(parts)
+        denoised = self._resized(torch.cat(parts))
         return (x if self.noised == "apndc_noisy" else denoised), denoised
+
+    @property
+    def _unconditional(self):
+        """The network that is told no class."""
+        return self.denoiser if self.purifier is None else self.purifier
+
+    def _resized(self, x):
+        return x if self.resize is None else self.resize(x)
+
+    def _told(self, labels):
+        """What the denoiser is told for these classes."""
+        return labels if self.labels is None else self.labels[labels]
 
     def _terms(self, sigma, nodes):
         clean = sigma == 0
@@ -208,15 +229,19 @@ class DiffusionClassifier(Defense):
         )
 
     def _predict(self, z_net, level, labels):
-        found = self.multihead(z_net, level) if labels is None else self.denoiser(z_net, level, labels)[:, None]
+        if labels is None:
+            found = self.multihead(z_net, level)
+        else:
+            found = self.denoiser(z_net, level, self._told(labels))[:, None]
         return found.clamp(-1, 1) if self.clip else found
 
     def _noise(self, draws, terms):
         copies = 1 if self.shared_noise else self.num_classes
-        return draws.randn(draws.rows, len(terms.level), copies, *self.input_shape)
+        return draws.randn(draws.rows, len(terms.level), copies, *self.summed_shape)
 
     def nfe(self, sigma):
-        full, calls = len(self._terms(sigma, self.nodes).level), {"denoiser": 0}
+        unconditional = "denoiser" if self.purifier is None else "purifier"
+        full, calls = len(self._terms(sigma, self.nodes).level), {"denoiser": 0, unconditional: 0}
         if self.network == "multihead":
             calls["multihead"] = full
         elif self.network == "classifier":
@@ -227,8 +252,8 @@ class DiffusionClassifier(Defense):
         else:
             calls["denoiser"] = full * self.num_classes
         if sigma == 0 and self.ascent:
-            calls["denoiser"] += self.ascent.steps
-        calls["denoiser"] += sigma > 0 and self.noised != "epndc"
+            calls[unconditional] += self.ascent.steps
+        calls[unconditional] += sigma > 0 and self.noised != "epndc"
         return {name: count for name, count in calls.items() if count}
 
     @classmethod
@@ -236,9 +261,10 @@ class DiffusionClassifier(Defense):
         return cls(input_shape, num_classes, channels=(8,), nodes=1, levels=(0.5, 3.0), noised="apndc", sigmas=(0.25,))
 
     def trained(self):
-        return ("multihead",) if self.network == "multihead" else ("denoiser",)  # a classifier is a given
+        return ("multihead",) if self.network == "multihead" else ("denoiser",)  # classifier and purifier are givens
 
     def fit(self, x, y, recipe, log):
+        x, y = self._resized(x), self._told(y)
         if self.network == "exact":
             self.denoiser.remember(2 * x - 1, y)
         elif self.network == "multihead":

@@ -15,6 +15,7 @@ from drbench.cost import Evaluations, measured_nfe
 from drbench.diffusion.exact import ExactDenoiser
 from drbench.diffusion.networks.unet import small_unet
 from drbench.diffusion.precond import EDMDenoiser
+from drbench.recipe import Recipe
 from methods.diffusion_classifier import likelihood, pruning
 from methods.diffusion_classifier import terms as terms_of
 from methods.diffusion_classifier.defense import DiffusionClassifier
@@ -25,6 +26,8 @@ from methods.diffusion_classifier.pruning import Sift
 
 SHARED = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "parity"
 SHAPE = (1, 8, 8)
+SECOND = {"kind": "small_unet", "channels": [8], "groups": 4}
+HALF = {"size": 4, "interpolation": "bilinear", "antialias": True}
 
 
 def tiny(seed=0, **args):
@@ -135,6 +138,15 @@ def test_mistakes_are_explained():
         ({"noised": "ndc"}, "noised is one of"),
         ({"likelihood": {"form": "sgd"}}, "likelihood.form is one of"),
         ({"network": "multihead", "sift": {"nodes": 2, "threshold": 1.0, "keep": 2}}, "sift saves nothing"),
+        ({"network": "classifier", "likelihood": {}, "resize": 4}, "network classifier is for clean images"),
+        ({"purifier": SECOND}, "nothing asks the purifier"),
+        ({"purifier": SECOND, "noised": "epndc"}, "nothing asks the purifier"),
+        ({"purifier": SECOND, "resize": 4, "noised": "apndc_noisy"}, "the noisy image, which cannot be resized"),
+        ({"resize": 4, "noised": "apndc"}, "give a purifier that is for these"),
+        ({"resize": 4, "likelihood": {}}, "give a purifier that is for these"),
+        ({"labels": [0, 1, 2]}, "expected 4, one for each class, of the 4 that the denoiser knows"),
+        ({"labels": [0, 1, 2, 4]}, "expected 4, one for each class, of the 4 that the denoiser knows"),
+        ({"labels": [0, 1, 2, 3], "network": "multihead"}, "labels are what network unet is told"),
     ):
         with pytest.raises(DrbenchError, match=message):
             tiny(**args)
@@ -214,11 +226,13 @@ def cross_entropy(logits):
 
 def plain_logits(defense, x, sigma, draws):
     """The same function with every operation left to autograd."""
-    u = 2 * x - 1
+    u, unconditional = 2 * x - 1, defense.denoiser if defense.purifier is None else defense.purifier
     if sigma == 0 and defense.ascent:
-        u = plain_maximize(defense, u, draws)
+        u = plain_maximize(unconditional, defense.ascent, u, draws)
     tau = 2 * sigma
-    anchor = u if tau == 0 or defense.noised == "epndc" else defense.denoiser(u, tau)
+    anchor = u if tau == 0 or defense.noised == "epndc" else unconditional(u, tau)
+    if defense.resize is not None:
+        anchor = nn.functional.interpolate(anchor, (4, 4), mode="bilinear", antialias=True)
     base = anchor if defense.noised != "apndc_noisy" else u
     plan = defense._terms(sigma, defense.nodes)
     noise, total = defense._noise(draws, plan), 0
@@ -232,18 +246,17 @@ def plain_logits(defense, x, sigma, draws):
             else:
                 found = defense.denoiser(base + spread * e, level, torch.full((len(x),), k))
             for_class.append((found - anchor - shift * e).square().flatten(1).mean(1))
-        total = total - defense.logit_scale * weight * torch.stack(for_class, 1)
+        total = total - anchor[0].numel() * weight * torch.stack(for_class, 1)
     return total
 
 
-def plain_maximize(defense, start, draws):
-    ascent = defense.ascent
+def plain_maximize(denoiser, ascent, start, draws):
     state = start, torch.zeros_like(start), torch.zeros_like(start)
     low, high = ascent.levels
     for number in range(ascent.steps):
         level = (low + (high - low) * draws.rand(len(start), 1)).flatten()
         noise = draws.randn(*start.shape)
-        state = likelihood._step(start, *state, noise.to(start), level.to(start), defense.denoiser, ascent, number)
+        state = likelihood._step(start, *state, noise.to(start), level.to(start), denoiser, ascent, number)
     return state[0].clamp(-1, 1)
 
 
@@ -257,6 +270,10 @@ CASES = [
     ({"noised": "apndc_noisy"}, 0.25),
     ({"noised": "epndc", "nodes": 5}, 0.25),
     ({"noised": "denoise"}, 0.25),
+    ({"noised": "apndc", "purifier": SECOND}, 0.25),
+    ({"noised": "apndc", "purifier": SECOND, "resize": HALF}, 0.25),
+    ({"likelihood": {"form": "adam_free", "steps": 2}, "purifier": SECOND, "resize": HALF}, 0.0),
+    ({"resize": HALF, "network": "multihead", "head_channels": (8,)}, 0.0),
 ]
 
 
@@ -500,6 +517,43 @@ def test_pruned_classes_are_below_the_survivors_and_cost_less():
         assert (slope.flatten(1).norm(dim=1) > 0).all()
 
 
+def test_sifting_behind_a_purifier_at_another_size():
+    """ImageNet's form: noise and purifier at the size of the data, the sum over classes at that of the denoiser."""
+    args = {"noised": "apndc", "purifier": SECOND, "resize": HALF, "nodes": 9}
+    defense, x = sifted(0.0, 2, **args), images(6)
+    with torch.inference_mode(), Evaluations(defense) as evaluations:
+        logits = defense.logits(x, 0.25, Draws.seeded(0, 6))
+    assert logits.isfinite().all() and evaluations.counts["purifier"] == 6 * defense.nfe(0.25)["purifier"] == 6
+    most = 6 * defense.nfe(0.25)["denoiser"]
+    assert evaluations.counts["denoiser"] <= most < 6 * tiny(**args).nfe(0.25)["denoiser"]
+    loose, draws = sifted(1e9, 4, **args), Draws.seeded(0, 6)
+    with torch.no_grad():
+        found = loose.logits(x, 0.25, draws[:])
+        draws.randn(6, 3, 1, 1, 4, 4)  # the sift levels draw first, at the smaller size
+        torch.testing.assert_close(found, plain_logits(loose, x, 0.25, draws), rtol=1e-4, atol=1e-4)
+
+
+def test_labels_say_what_the_denoiser_is_told():
+    x, draws, order = images(3), Draws.seeded(0, 3), [2, 0, 3, 3]
+    with torch.inference_mode():
+        whole = tiny().logits(x, 0.0, draws[:])
+        found = tiny(labels=order).logits(x, 0.0, draws[:])
+    torch.testing.assert_close(found, whole[:, order])
+    assert "labels" not in tiny(labels=order).state_dict()  # of the configuration, not of the weights
+
+
+def test_training_leaves_the_purifier_alone_and_heeds_size_and_labels():
+    args = {"noised": "apndc", "purifier": SECOND, "resize": HALF, "labels": [1, 0, 3, 2]}
+    defense, x, y = tiny(**args), images(8), torch.arange(8) % 4
+    before = {name: value.clone() for name, value in defense.state_dict().items()}
+    seen = []
+    defense.denoiser.register_forward_pre_hook(lambda _, given: seen.append((given[0].shape[2:], given[2])))
+    defense.fit(x[y == 1], y[y == 1], Recipe(steps=2, batch=4, lr=1e-3), lambda step, loss: None)
+    moved = {name.partition(".")[0] for name, value in defense.state_dict().items() if not value.equal(before[name])}
+    assert moved == {"denoiser"} and {tuple(shape) for shape, _ in seen} == {(4, 4)}
+    assert {int(label) for _, labels in seen for label in labels} <= {0, 4}  # class 1 is told as 0; 4 is no label
+
+
 def test_calibrated_threshold_keeps_the_true_class():
     generator = torch.Generator().manual_seed(0)
     losses, labels = torch.rand(400, 3, 5, generator=generator), torch.arange(400) % 5
@@ -550,5 +604,5 @@ def test_lipschitz_is_declared_where_the_theorem_holds():
     args = {"clip": True, "weight": "uniform"}
     defense = tiny(**args)
     assert defense.lipschitz > 0 and defense.logit_span == pytest.approx(64 * 4)
-    for further in ({"clip": False}, {"randomness": "fixed"}, {"likelihood": {}}, {"noised": "apndc"}):
+    for further in ({"clip": False}, {"randomness": "fixed"}, {"likelihood": {}}, {"noised": "apndc"}, {"resize": 4}):
         assert tiny(**{**args, **further}).lipschitz is None and tiny(**{**args, **further}).logit_span is None

@@ -102,7 +102,7 @@ def test_timm(tmp_path):
     big = torch.nn.functional.interpolate(x, (64, 64), mode="bicubic", antialias=True)
     torch.testing.assert_close(through(found, x, 5), network((big - 0.5) / 0.5))
     own = classifiers.build({"kind": "timm", "arch": "resnet18"}, SHAPE, 5)
-    assert own.size == (224, 224) and own.how["mode"] == "bicubic"
+    assert own.resize.size == (224, 224) and own.resize.how["mode"] == "bicubic"
     torch.testing.assert_close(own.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     with pytest.raises(DrbenchError, match="timm has no architecture 'resnet19'"):
         formats.convert(tmp_path / "t.pt", "timm", arch="resnet19")

@@ -29,6 +29,18 @@ def test_write_and_read(home):
     assert set(weights.read([found, weights.resolve("digits/b")])) == {"a.weight", "a.bias", "b"}
 
 
+def test_a_file_for_another_part(home, tmp_path):
+    """Two files of one layout in one defense: the second is given to the part that the config names."""
+    first, second = weights.write("digits/a", STATE, {}), weights.write("digits/b", STATE, {})
+    read = weights.read([weights.resolve("digits/a"), weights.resolve("digits/b as other")])
+    assert set(read) == {"a.weight", "a.bias", "other.weight", "other.bias"}
+    assert weights.resolve("digits/b as other") == (*second[:3], "other") and first.part == ""
+    with pytest.raises(DrbenchError, match="is already given by"):
+        weights.read([weights.resolve("digits/a"), weights.resolve("digits/b")])
+    path = str(tmp_path / "kept as found" / "a.safetensors")  # the words in a path are no part
+    assert weights.resolve(str(weights.write(path, STATE, {}).path)).part == ""
+
+
 def test_file_outside_the_manifest(home, tmp_path):
     written = weights.write(str(tmp_path / "new" / "mine.safetensors"), STATE, {"seed": 1})
     assert weights.resolve(str(written.path)).sha256 == written.sha256
