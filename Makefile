@@ -11,7 +11,7 @@ ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 SLOW := $(addprefix benchmarks/digits/full/attack/,rdc-rdc.yaml diffpure.yaml multiscale-cascade.yaml)
 FULL_ATTACKS := $(SLOW) $(filter-out $(SLOW),$(wildcard benchmarks/digits/full/attack/*.yaml))
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
-  rdc-cifar10 ndc-cifar10
+  rdc-cifar10 ndc-cifar10 ndc-imagenet
 TABLES := $(PAPERS) cost digits
 .DEFAULT_GOAL := help
 .PHONY: help setup tables $(TABLES:%=table-%) digits digits-full train-digits train-multiscale train-rcm \

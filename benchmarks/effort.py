@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 
 import torch
@@ -16,14 +17,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
-from drbench import config, datasets, effort, places, registry, reproduce
+from drbench import config, data, datasets, effort, places, registry, reproduce
 from drbench.api import Defense, Draws
 from drbench.memory import parameters_elsewhere
 
 HEAD = (
     "# GFLOP of one noisy draw, by data set, defense, variant and noise level. Written by python -m benchmarks.effort\n"
 )
-FEW = {"steps": 1, "votes": 1, "nodes": 4}  # arguments that only say how often a network is called
+FEW = {"steps": 1, "votes": 1, "nodes": 4, "chunk": 1}  # arguments that only say how often a network is called
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
 
 def arguments(cell: DictConfig, changed: Mapping | None = None) -> dict:
     about, args = datasets.entry(cell.data.name), OmegaConf.to_container(cell.defense.args)
-    shape = {"input_shape": tuple(about["shape"]), "num_classes": about["classes"]}
+    shape = {"input_shape": data.shape(cell.data.name, cell.data.preprocessing), "num_classes": about["classes"]}
     return {**shape, **args, **{key: value for key, value in (changed or {}).items() if key in args}}
 
 
@@ -61,17 +62,23 @@ def network_flops(cell: DictConfig) -> dict[str, float]:
     if "likelihood" in args:
         args["likelihood"] = {**args["likelihood"], "steps": 1}
     defense = registry.find(cell.defense.name)(**args).eval()
-    hooks = [hook for name, network in defense.networks().items() for hook in _counters(name, network, found)]
+    networks = defense.networks()
+    hooks = [hook for name in networks for hook in _counters(name, networks[name], found, len(networks))]
     draws = Draws.seeded(0, 1)
-    defense.logits(draws.randn(1, *defense.input_shape), max(config.levels(cell)), draws)
+    with suppress(_Enough):
+        defense.logits(draws.randn(1, *defense.input_shape), max(config.levels(cell)), draws)
     for hook in hooks:
         hook.remove()
     names = {name.rpartition("_")[0] for name in found}  # networks of one level each are of one size
     return {name: found.get(name) or next(v for k, v in found.items() if k.rpartition("_")[0] in names)
-            for name in defense.networks()}  # fmt: skip
+            for name in networks}  # fmt: skip
 
 
-def _counters(name: str, network, found: dict):
+class _Enough(Exception):
+    """All networks are counted: of a thousand classes one call is enough."""
+
+
+def _counters(name: str, network, found: dict, wanted: int):
     counter = FlopCounterMode(display=False)
 
     def before(module, args) -> None:
@@ -82,6 +89,8 @@ def _counters(name: str, network, found: dict):
         if name not in found:
             counter.__exit__(None, None, None)
             found[name] = counter.get_total_flops() / len(args[0])
+        if len(found) == wanted:
+            raise _Enough
 
     return network.register_forward_pre_hook(before), network.register_forward_hook(after)
 

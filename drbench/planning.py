@@ -22,7 +22,7 @@ from drbench.certifiers import kinds
 from drbench.certifiers.batch_size import find_batch_rows
 from drbench.certifiers.batching import Forward, workers
 from drbench.certifiers.engine import Request, count_votes
-from drbench.data import Images
+from drbench.data import Images, shape
 from drbench.data.subsets import choose, label
 from drbench.evidence import Stage
 from drbench.jobs import prepare
@@ -104,7 +104,9 @@ def _stand_ins(cell: DictConfig) -> tuple[DictConfig, Images, int, str]:
         needs.require([cell])
     everything = choose(cell.data.subset, range(about["splits"][cell.data.split]))
     ids, count = everything[:MOST_IMAGES], len(everything)
-    x = torch.rand(len(ids), *about["shape"], generator=torch.Generator().manual_seed(0))
+    x = torch.rand(
+        len(ids), *shape(cell.data.name, cell.data.preprocessing), generator=torch.Generator().manual_seed(0)
+    )
     y, subset = torch.zeros(len(ids), dtype=torch.int64), label(cell.data.split, cell.data.subset)
     return cell, Images(x, y, tuple(ids), cell.data.name, subset, about["classes"]), count, " and ".join(absent)
 

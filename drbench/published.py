@@ -94,11 +94,12 @@ def beside(folder: Path, key: str, runs: Sequence[Run]) -> DataFrame:
 def _lines(row: Mapping, about: Mapping, known: Sequence[Known]) -> Iterator[dict]:
     """What our runs say about one published row."""
     radius = _number(row["radius"])
+    dataset = about.get("data", {}).get(row["dataset"], row["dataset"])
     stands_for = {name.partition(" ")[::2] for name in about["methods"].get(row["method"], [])}
     ours = [
         (each, value)
         for each in known
-        if each.run.header["data"]["name"] == row["dataset"]
+        if each.run.header["data"]["name"] == dataset
         and (each.method in stands_for or (each.method[0], "") in stands_for)
         and (value := each.measure(row, radius))
     ]

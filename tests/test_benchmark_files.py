@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for folder in ("cifar10", "imagenet")
                for path in (ROOT / "benchmarks" / folder).rglob("*.yaml") if "train" not in path.parts)  # fmt: skip
 TABLES = ["rcm-cifar10", "rcm-imagenet", "multiscale-cifar10", "multiscale-imagenet", "consistency-cifar10",
-          "consistency-imagenet64", "rdc-cifar10", "ndc-cifar10", "cost", "digits"]  # fmt: skip
+          "consistency-imagenet64", "rdc-cifar10", "ndc-cifar10", "ndc-imagenet", "cost", "digits"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

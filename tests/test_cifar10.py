@@ -108,7 +108,7 @@ def test_consistency(tmp_path, capsys, few_images):
 def test_diffusion_classifier(tmp_path, capsys, few_images):
     """A tiny network, trained for a few steps, certified by APNDC and attacked as RDC."""
     checkpoint, sizes = tmp_path / "denoiser.safetensors", "defense.args.channels=[8,16]"
-    plain = ["defense.args.denoiser=null", "defense.variant=mine"]
+    plain = ["defense.args.denoiser=null", "defense.args.purifier=null", "defense.variant=mine"]
     words = [
         *HERE,
         sizes,

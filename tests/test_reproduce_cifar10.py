@@ -29,7 +29,7 @@ SMALL_ARGS = {"steps": 2, "votes": 2, "nodes": 4, "width": 32, "depth": 1, "head
 
 def shrink(cell):
     args = cell.defense.args
-    for part in ("denoiser", "classifier"):
+    for part in ("denoiser", "classifier", "purifier"):
         if part in args:
             spec = args[part]
             kind = spec.preset.partition("/")[0] if "preset" in spec else spec.kind

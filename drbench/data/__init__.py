@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from drbench import datasets
+from drbench.data import preprocessing as squares
 from drbench.data import subsets
 from drbench.data.source import Source
 from drbench.errors import DrbenchError, did_you_mean
@@ -20,7 +22,8 @@ from drbench.errors import DrbenchError, did_you_mean
 if TYPE_CHECKING:
     from drbench.data.images import Images
 
-__all__ = ["DATASETS", "Images", "Overview", "Source", "coverage", "from_source", "load", "open_split", "overview"]
+__all__ = ["DATASETS", "Images", "Overview", "Source", "coverage", "from_source", "load", "open_split", "overview",
+           "shape"]  # fmt: skip
 
 DATASETS = {
     "digits": "digits",
@@ -34,6 +37,7 @@ DATASETS = {
     "imagenet-sample": "imagenet",
     "imagenet-a": "imagenet",
     "imagenet-r": "imagenet",
+    "restricted-imagenet": "imagenet",
     "imagenet64": "imagenet64",
 }
 
@@ -99,6 +103,12 @@ def open_split(
     if "preprocessing" not in inspect.signature(opener).parameters:
         raise DrbenchError(f"data {name!r} takes no data.preprocessing, got {preprocessing!r}; ImageNet's folders do")
     return opener(split, root, name, preprocessing)
+
+
+def shape(name: str, preprocessing: str | None = None) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images, also where none is here."""
+    channels, *sides = datasets.entry(name)["shape"]
+    return (channels, *(sides if preprocessing is None else [squares.get(preprocessing).side] * 2))
 
 
 def overview(name: str, split: str, subset: str, root: str | Path | None = None) -> Overview:

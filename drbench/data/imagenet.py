@@ -1,4 +1,4 @@
-"""ImageNet, parts of it, ImageNet-A and ImageNet-R from folders of image files. Nothing is downloaded.
+"""ImageNet, parts of it, ImageNet-A, ImageNet-R and Restricted ImageNet from folders of image files.
 
 Sources: O. Russakovsky et al. 2015, arXiv 1409.0575; D. Hendrycks et al., "Natural adversarial examples", arXiv
 1907.07174 (A); "The many faces of robustness", arXiv 2006.16241 (R).
@@ -17,6 +17,12 @@ from drbench.data.preprocessing import get as square
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError
 
+# Restricted ImageNet: dog, cat, frog, turtle, bird, primate, fish, crab, insect. First and last class of each among the
+# 1,000, in the order of the code of Chen et al. 2024, arXiv 2305.15241.
+SUPERCLASSES = (
+    (151, 268), (281, 285), (30, 32), (33, 37), (80, 100), (365, 382), (389, 397), (118, 121), (300, 319),
+)  # fmt: skip
+
 
 def open_split(split: str, root: str | Path | None, name: str = "imagenet", preprocessing: str | None = None) -> Source:
     """Source of a split; classes are numbered by the rank of their WordNet id.
@@ -24,10 +30,11 @@ def open_split(split: str, root: str | Path | None, name: str = "imagenet", prep
     "imagenet" has "val" (50,000) and "train" (1,281,167), "imagenet-sample" any folder that is there, with the classes
     of the 1,000; their ids are file names without suffix. "imagenet-a" and "imagenet-r" have "test"; their 200 classes
     are numbered among themselves, `within` has their numbers among the 1,000; ids are folder/file.
+    "restricted-imagenet" has the images of "val" that are of `SUPERCLASSES`, numbered as there.
     """
     made = square(preprocessing)
     shifted = name in ("imagenet-a", "imagenet-r")
-    splits = ("test",) if shifted else ("val", "train")
+    splits = {"restricted-imagenet": ("val",)}.get(name, ("test",) if shifted else ("val", "train"))
     if split not in splits and name != "imagenet-sample":
         raise DrbenchError(f"unknown split {split!r} of {name}; available: {', '.join(splits)}")
     if Path(split).name != split:
@@ -39,9 +46,10 @@ def open_split(split: str, root: str | Path | None, name: str = "imagenet", prep
     if tree:
         folders.require_counts(name, where, files, tree)
         _require_names(name, where, files, tree)
-    classes = [folders.number(file.wnid) for file in files]
-    within = tuple(sorted(set(classes))) if shifted else None
-    rank = {c: i for i, c in enumerate(within or range(1000))}
+    within = tuple(sorted({folders.number(file.wnid) for file in files})) if shifted else None
+    groups = SUPERCLASSES if name == "restricted-imagenet" else [(c, c) for c in within or range(1000)]
+    rank = {c: i for i, (first, last) in enumerate(groups) for c in range(first, last + 1)}
+    files = [file for file in files if folders.number(file.wnid) in rank]
 
     def read(position: int) -> np.ndarray:
         path = where / files[position].wnid / files[position].name
@@ -51,7 +59,8 @@ def open_split(split: str, root: str | Path | None, name: str = "imagenet", prep
     ids = [f"{file.wnid}/{file.stem}" if shifted else file.stem for file in files]
     if len(set(ids)) < len(ids):
         raise DrbenchError(f"data {name!r}: two files below {where} have the same name; names are the images' ids")
-    return Source(ids, [rank[c] for c in classes], len(rank), (3, made.side, made.side), read, within)
+    labels = [rank[folders.number(file.wnid)] for file in files]
+    return Source(ids, labels, len(groups), (3, made.side, made.side), read, within)
 
 
 def _require_names(name: str, where: Path, files: list[File], tree: dict) -> None:

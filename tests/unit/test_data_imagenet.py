@@ -12,7 +12,7 @@ from torchvision import transforms
 import drbench
 from drbench import data, datasets, record
 from drbench.cli import main
-from drbench.data import folders, imagenet64, preprocessing
+from drbench.data import folders, imagenet, imagenet64, preprocessing
 from drbench.errors import DrbenchError
 from drbench.restricted import Restricted
 
@@ -184,6 +184,31 @@ def test_classes_among_the_thousand(tmp_path, counted, name):
     listed.write_text(f"{CHOSEN[2]}/0.1_digital clock _ sea_0.8\n\n{CHOSEN[0]}/0.1_digital clock _ sea_0.8\n")
     images = data.load(name, "test", f"ids:{listed}", tmp_path)
     assert images.y.tolist() == [2, 0] and images.num_classes == 3 and images.within == (3, 20, 999)
+
+
+def test_superclasses_of_restricted_imagenet(tmp_path, counted):
+    """Both ends of each range and their outer neighbours, as folders of one photograph."""
+    ends = {c: i for i, range_ in enumerate(imagenet.SUPERCLASSES) for c in range_}
+    assert len({c for first, last in imagenet.SUPERCLASSES for c in range(first, last + 1)}) == 203
+    for c in sorted({*ends, 0, 29, 38, 79, 101, 117, 122, 150, 269, 286, 299, 320, 383, 398, 999}):
+        (tmp_path / "val" / NAMES[c]).mkdir(parents=True)
+        photograph().save(tmp_path / "val" / NAMES[c] / f"{c}.JPEG")
+    with pytest.raises(DrbenchError, match=r"expected 50,000 images in 1,000 folders"):
+        data.load("restricted-imagenet", "val", root=tmp_path)
+    counted("restricted-imagenet", 33, 33, path="val")
+    ids = tmp_path / "ids.txt"
+    ids.write_text("\n".join(map(str, ends)))
+    images = data.load("restricted-imagenet", "val", f"ids:{ids}", tmp_path, "box64")
+    assert dict(zip(map(int, images.ids), images.y.tolist(), strict=True)) == ends
+    assert images.num_classes == 9 and images.within is None
+    assert len(data.open_split("restricted-imagenet", "val", tmp_path).ids) == len(ends) == 18
+    with pytest.raises(DrbenchError, match="available: val"):
+        data.load("restricted-imagenet", "train", root=tmp_path)
+
+
+def test_shapes_without_images():
+    assert data.shape("imagenet") == (3, 224, 224) and data.shape("imagenet", "adm256") == (3, 256, 256)
+    assert data.shape("digits") == (1, 8, 8)
 
 
 @pytest.mark.parametrize("task", ["certify", "attack"])

@@ -52,9 +52,10 @@ def test_messages_say_what_belongs_where(tmp_path, monkeypatch):
     ):
         assert words in str(error.value)
     monkeypatch.setenv("DRBENCH_DATA", str(tmp_path))
+    splits = {"cifar10.1": "v6", "imagenet": "val", "imagenet64": "val", "restricted-imagenet": "val"}
     for name in data.DATASETS.keys() - {"digits"}:
         with pytest.raises(DrbenchError, match=rf"no folder {tmp_path}/{datasets.entry(name)['root']} \(DRBENCH_DATA="):
-            data.load(name, {"cifar10.1": "v6", "imagenet": "val", "imagenet64": "val"}.get(name, "test")
+            data.load(name, splits.get(name, "test")
                       if "-c" not in name else "contrast/1")  # fmt: skip
     with pytest.raises(DrbenchError, match="did you mean 'imagenet'"):
         datasets.entry("imagnet")

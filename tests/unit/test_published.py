@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from drbench import published
 from drbench.cli import main
@@ -60,6 +61,17 @@ def test_other_files_are_refused(tmp_path):
         published.read(tmp_path / "p.csv")
     with pytest.raises(DrbenchError, match="did you mean 'rcm-cifar10'"):
         published.load(FOLDER, "rcm-cifar")
+
+
+def test_a_data_set_by_another_name(tmp_path):
+    """What a paper calls otherwise is compared with ours where _papers.yaml says so, and only there."""
+    made = folder(tmp_path, "Theirs,0.5,0.25,certified_accuracy,80")
+    run = make_run(tmp_path / "runs" / "x" / "a", [995] * 80 + [400] * 20, defense="ours", dataset="imagenet")
+    assert published.beside(made, "p", [run])["verdict"].tolist() == ["not measured"]
+    about = yaml.safe_load((made / "_papers.yaml").read_text())
+    about["p"]["data"] = {"cifar10": "imagenet"}
+    (made / "_papers.yaml").write_text(yaml.safe_dump(about))
+    assert published.beside(made, "p", [run])["measured"].tolist() == [80]
 
 
 def test_verdicts(tmp_path):

@@ -1,0 +1,93 @@
+"""ImageNet rows whose purifier works at another size than the sum: their architectures, shrunk, with random weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from drbench import config, datasets, planning, record, registry, runner, verify
+from drbench.data import folders
+
+ROOT = Path(__file__).parents[1] / "benchmarks" / "imagenet"
+FILES = [ROOT / "ndc.yaml", ROOT / "attack" / "rdc-restricted.yaml"]
+CLASSES = {"imagenet": (3, 999), "restricted-imagenet": (151, 300)}
+pytestmark = pytest.mark.slow
+
+
+def shrink(cell, side):
+    """Networks of a few thousand parameters, for images of this side that are resized to 8; few calls of them."""
+    args = cell.defense.args
+    args.denoiser = {**args.denoiser, "img_resolution": 8, "model_channels": 64, "num_blocks": 1,
+                     "channel_mult": [1], "attn_resolutions": []}  # fmt: skip
+    args.resize.size, args.nodes = 8, 2
+    if "purifier" in args:
+        args.purifier = {**args.purifier, "image_size": side, "num_channels": 32, "num_res_blocks": 1,
+                         "channel_mult": [1, 1], "num_head_channels": 32, "attention_resolutions": [8]}  # fmt: skip
+    if "sift" in args:
+        args.sift = {"nodes": 1, "threshold": 1.0, "keep": 2}
+    if "likelihood" in args:
+        args.likelihood.steps = 1
+    cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 10, 10, 2
+    cell.attack.evaluations, cell.attack.select, cell.attack.worst_of, cell.attack.audit = 2, 1, 1, 0
+    for attack in cell.attack.attacks or []:
+        attack.steps, attack.draws = 1, 1
+    return cell
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A function that makes two images of a data set, and its manifest expect no more."""
+
+    def make(name):
+        for c in CLASSES[name]:
+            folder = tmp_path / "val" / folders.wnids()[c]
+            folder.mkdir(parents=True)
+            pixels = np.random.default_rng(c).integers(0, 256, (70, 90, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{c}.png")
+        known = datasets.manifest()
+        tree = {"path": "val", "folders": 2, "files": 2}
+        monkeypatch.setattr(datasets, "manifest", lambda: known | {name: known[name] | {"trees": [tree]}})
+        return str(tmp_path)
+
+    return make
+
+
+def parts(cell, folder):
+    """Files of random weights as `drbench weights` makes them: each of a "denoiser", and the config says of which."""
+    about = {"input_shape": (3, 64, 64), "num_classes": datasets.entry(cell.data.name)["classes"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = registry.find("diffusion_classifier")(**about, **config.OmegaConf.to_container(cell.defense.args))
+    names = []
+    for name, network in made.networks().items():
+        path = folder / f"{name}.safetensors"
+        save_file({f"denoiser.{key}": value.contiguous() for key, value in network.state_dict().items()}, path)
+        names.append(str(path) + (" as purifier" if name == "purifier" else ""))
+    return names
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_row_runs(file, tmp_path, photographs):
+    rows = {}
+    for cell in config.load(file):  # one noise level of each row
+        rows.setdefault(cell.defense.variant, shrink(cell, 64))
+    root = photographs(cell.data.name)
+    for cell in rows.values():
+        cell.data.root, cell.data.subset, cell.data.preprocessing = root, "first2", "box64"
+        cell.defense.checkpoint = parts(cell, tmp_path)
+    for cell, folder in zip(rows.values(), runner.run(list(rows.values()), tmp_path / "out"), strict=True):
+        run = record.read(folder)
+        assert run.complete and verify.problems(run) == [] and not any(row.error for row in run.rows.values())
+        assert run.header["data"]["shape"] == [3, 64, 64] and not run.header["flags"]
+        assert ("purifier" in run.header["defense"]["nfe"]) is ("purifier" in cell.defense.args)
+
+
+def test_a_plan_is_at_the_size_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("DRBENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("DRBENCH_WEIGHTS", str(tmp_path))
+    cell = shrink(config.load(FILES[0])[-1], 256)
+    (cost,) = planning.measure([cell])
+    assert cost.images == 512 and cost.random == "data and weights" and cost.seconds > 0
