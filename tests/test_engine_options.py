@@ -156,7 +156,7 @@ def test_plan_of_a_cascade_has_no_sequential_mode(capsys):
     assert main(["plan", str(file), "data.subset=first5", "run.batch_rows=64"]) == 0
     line = capsys.readouterr().out.splitlines()[1]
     assert "1, 0.5, 0.25" in line and " -  " in line
-    assert f"{5 * 700 * 3:,}" in line and f"{5 * 700 * 6:,}" in line  # two network calls a row
+    assert f"{5 * 1100 * 3:,}" in line and f"{5 * 1100 * 6:,}" in line  # two network calls a row
 
 
 def test_plan_of_an_attack_is_what_it_takes(tmp_path, capsys):
