@@ -18,7 +18,6 @@ from drbench.saving import save
 from drbench.summary import METHOD, method_name
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
-COSTS = ("all_draws", "evaluations")
 DRAWN = (0.0, 0.25, 0.5)  # in figures, a panel each
 GROUP = [*summary.DATA, "certifier", "sigmas"]  # rows that are compared with each other
 
@@ -47,9 +46,8 @@ def frame(runs: Sequence[Run], radii: Sequence[float] = RADII) -> DataFrame:
 
 def priced(table: DataFrame, runs: Sequence[Run]) -> DataFrame:
     """Rows of `summary.frame` of these runs with the columns that `frame` adds."""
-    cost = {summary.place(run): (_all_draws(run), evaluations(run)) for run in runs}
-    columns = {name: table["run"].map(lambda run, at=at: cost[run][at]) for at, name in enumerate(COSTS)}
-    table = table.assign(**columns)
+    draws, calls = ({summary.place(run): cost(run) for run in runs} for cost in (_all_draws, evaluations))
+    table = table.assign(all_draws=table["run"].map(draws), evaluations=table["run"].map(calls))
     fronts = [_front(part) for _, part in table.groupby([*GROUP, "radius"], sort=False)]
     return table.assign(front=pd.concat(fronts).reindex(table.index))
 

@@ -78,8 +78,9 @@ def _draw(curves: DataFrame) -> Figure:
     markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(single["sigma"].unique()))}
     handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
                for key, part in curves.groupby(METHOD, sort=False)]  # fmt: skip
+    won = _winners(panels)
     handles += [Line2D([], [], label=f"best at σ = {sigma:g}", color="grey", linestyle="", marker=marker)
-                for sigma, marker in markers.items() if sigma in _winners(panels)]  # fmt: skip
+                for sigma, marker in markers.items() if sigma in won]  # fmt: skip
     longest = max(len(handle.get_label()) for handle in handles)
     legend_columns = max(1, min(4, 200 // (longest + 12)))  # about 200 letters fit side by side, a dash takes 12
     columns = len(panels) if len(panels) <= 4 else 3
