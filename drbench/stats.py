@@ -569,7 +569,8 @@ def share_interval(values: Sequence[float], confidence: float = 0.95, resamples:
         return interval(int(values.sum()), len(values), confidence)
     of_images, of_end = _weighed(len(values), resamples)
     inside, tail = of_images @ values, (1 - confidence) / 2
-    return float(np.quantile(inside, tail)), float(np.quantile(inside + of_end, 1 - tail))
+    low, high = np.quantile(inside, tail), np.quantile(inside + of_end, 1 - tail)
+    return round(float(low), 6), round(float(high), 6)  # the last bits of a matrix product depend on the machine
 
 
 @lru_cache(maxsize=4)

@@ -17,13 +17,6 @@ from methods.diffusion_classifier.multihead import MultiHead, distill
 from methods.diffusion_classifier.options import check
 from methods.diffusion_classifier.pruning import Sift, refine, sift
 
-NOISED = {
-    "apndc": terms_of.plain,  # around the denoised image
-    "apndc_noisy": terms_of.from_noisy,
-    "epndc": terms_of.posterior,
-    "denoise": terms_of.plain,  # likewise, but from the lowest of `levels`
-}
-
 
 class DiffusionClassifier(Defense):
     """logit_y = -logit_scale * sum over nodes of weight * mean over pixels of (D(x + s e; s, y) - x)^2.
@@ -223,7 +216,7 @@ class DiffusionClassifier(Defense):
     def _terms(self, sigma, nodes):
         clean = sigma == 0
         low = self.levels[0] if clean or self.noised == "denoise" else 2 * sigma
-        form = terms_of.plain if clean else NOISED[self.noised]
+        form = terms_of.plain if clean else terms_of.NOISED[self.noised]
         return form(
             low, self.levels[1], nodes, self.weight, float(getattr(self.denoiser, "sigma_data", 0.5)), self.density
         )

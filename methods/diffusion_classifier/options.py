@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from drbench.errors import DrbenchError
 from methods.diffusion_classifier.likelihood import FORMS
+from methods.diffusion_classifier.terms import NOISED
 
 CHOICES = {
     "network": ("unet", "multihead", "exact", "classifier"),
     "randomness": ("fresh", "fixed"),
     "gradient": ("exact", "bpda"),
-    "noised": (None, "apndc", "apndc_noisy", "epndc", "denoise"),
+    "noised": (None, *NOISED),
     "likelihood.form": FORMS,
 }
 
@@ -20,7 +21,7 @@ def check(network: str, noised: str | None, likelihood, sift, purifier, resize, 
     for name, value in named.items():
         if value not in CHOICES[name]:
             raise DrbenchError(f"{name} is one of {', '.join(map(str, CHOICES[name]))}, got {value!r}")
-    purifies = likelihood is not None or noised in ("apndc", "apndc_noisy", "denoise")
+    purifies = likelihood is not None or noised not in (None, "epndc")
     for wrong, message in (
         (network == "classifier" and (noised or sift or purifier or resize),
          "network classifier is for clean images, without noised, sift, purifier and resize (the classifier has its "

@@ -101,6 +101,14 @@ def posterior(tau: float, high: float, count: int, kind: str, sigma_data: float,
     return Terms(above, spread, -(tau**2) / spread, weight * ((above**2 - s**2) / above**2) ** 2)
 
 
+NOISED = {
+    "apndc": plain,  # around the denoised image
+    "apndc_noisy": from_noisy,
+    "epndc": posterior,
+    "denoise": plain,  # likewise, but from the lowest of the defense's `levels`
+}
+
+
 def lipschitz(terms: Terms, dimension: int) -> float:
     """Lipschitz constant (l2, pixel units) of the expected sum of DC, if the network's output is clamped to the box.
 
