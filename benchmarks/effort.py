@@ -8,23 +8,19 @@ times the calls that the defense declares. Only rows that are not in the file ar
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
 from copy import deepcopy
 
-import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from drbench import config, data, datasets, effort, places, registry, reproduce
-from drbench.api import Defense, Draws
-from drbench.memory import parameters_elsewhere
+from drbench import config, data, datasets, effort, first_calls, places, registry, reproduce
+from drbench.api import Defense
 
 HEAD = (
     "# GFLOP of one noisy draw, by data set, defense, variant and noise level. Written by python -m benchmarks.effort\n"
 )
-FEW = {"steps": 1, "votes": 1, "nodes": 4, "chunk": 1}  # arguments that only say how often a network is called
 
 
 def main() -> None:
@@ -36,63 +32,26 @@ def main() -> None:
         levels, wanted = counted.setdefault(key, {}), {sigma for cell in cells for sigma in config.levels(cell)}
         if wanted <= levels.keys():
             continue
-        per_row, whole = network_flops(cells[0]), declared(cells[0])
+        defense = made(cells[0])
         for sigma in sorted(wanted):
-            levels[sigma] = round(sum(calls * per_row[name] for name, calls in whole.nfe(sigma).items()) / 1e9, 3)
+            per_row, calls = first_calls.measured(defense, sigma, flops, rows=1), defense.nfe(sigma)
+            levels[sigma] = round(sum(calls[name] * each for name, each in per_row.items()) / 1e9, 3)
         print(key, levels, file=sys.stderr, flush=True)
         path.write_text(HEAD + yaml.safe_dump(counted, sort_keys=True), encoding="utf-8")
 
 
-def arguments(cell: DictConfig, changed: Mapping | None = None) -> dict:
-    about, args = datasets.entry(cell.data.name), OmegaConf.to_container(cell.defense.args)
-    shape = {"input_shape": data.shape(cell.data.name, cell.data.preprocessing), "num_classes": about["classes"]}
-    return {**shape, **args, **{key: value for key, value in (changed or {}).items() if key in args}}
+def made(cell: DictConfig) -> Defense:
+    """The defense with random weights."""
+    about = datasets.entry(cell.data.name)
+    shape = data.shape(cell.data.name, cell.data.preprocessing)
+    args = OmegaConf.to_container(cell.defense.args)
+    return registry.find(cell.defense.name)(input_shape=shape, num_classes=about["classes"], **args).eval()
 
 
-def declared(cell: DictConfig) -> Defense:
-    """The defense as it is, without weights."""
-    with parameters_elsewhere():
-        return registry.find(cell.defense.name)(**arguments(cell))
-
-
-@torch.no_grad()
-def network_flops(cell: DictConfig) -> dict[str, float]:
-    """Operations of each network for one of its rows, in its first call; calls are few."""
-    args, found = arguments(cell, FEW), {}
-    if "likelihood" in args:
-        args["likelihood"] = {**args["likelihood"], "steps": 1}
-    defense = registry.find(cell.defense.name)(**args).eval()
-    networks = defense.networks()
-    hooks = [hook for name in networks for hook in _counters(name, networks[name], found, len(networks))]
-    draws = Draws.seeded(0, 1)
-    with suppress(_Enough):
-        defense.logits(draws.randn(1, *defense.input_shape), max(config.levels(cell)), draws)
-    for hook in hooks:
-        hook.remove()
-    names = {name.rpartition("_")[0] for name in found}  # networks of one level each are of one size
-    return {name: found.get(name) or next(v for k, v in found.items() if k.rpartition("_")[0] in names)
-            for name in networks}  # fmt: skip
-
-
-class _Enough(Exception):
-    """All networks are counted: of a thousand classes one call is enough."""
-
-
-def _counters(name: str, network, found: dict, wanted: int):
-    counter = FlopCounterMode(display=False)
-
-    def before(module, args) -> None:
-        if name not in found:
-            counter.__enter__()
-
-    def after(module, args, output) -> None:
-        if name not in found:
-            counter.__exit__(None, None, None)
-            found[name] = counter.get_total_flops() / len(args[0])
-        if len(found) == wanted:
-            raise _Enough
-
-    return network.register_forward_pre_hook(before), network.register_forward_hook(after)
+def flops(call: first_calls.Call, rows: int) -> tuple[int, Tensor]:
+    with FlopCounterMode(display=False) as counter:
+        answer = call(1)
+    return counter.get_total_flops(), answer
 
 
 if __name__ == "__main__":

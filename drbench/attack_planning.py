@@ -18,8 +18,9 @@ from drbench.api import Defense
 from drbench.attacks import audit, evaluate
 from drbench.attacks.names import ATTACKS
 from drbench.attacks.parallel import Threads, side_by_side
-from drbench.attacks.presets import Member
+from drbench.attacks.presets import BUDGET, Member
 from drbench.attacks.problem import Problem
+from drbench.attacks.suite import GRADIENT_FREE
 from drbench.attacks.views import View
 from drbench.cost import Evaluations
 from drbench.data import Images
@@ -54,6 +55,18 @@ def measure(cell: DictConfig, images: Images, count: int, defense: Defense) -> S
         varied = attacks[suite.usable.index(suite.main)]
         terms.append(varied.times(audit.RUNS * min(count, audit_job.size(cell))))
     return Spent(*(math.fsum(column) for column in zip(*terms, strict=True)))
+
+
+def counted(cell: DictConfig, images: Images, count: int, defense: Defense) -> tuple[float, float]:
+    """Evaluations of the whole defense with and without a gradient, by the settings of its attacks: none is made."""
+    suite = attack_job.job(cell, defense, images)
+    costs = [math.prod(audit.setting(each, key) or 1 for key in BUDGET) for each in suite.usable]
+    gradients = sum(c for each, c in zip(suite.usable, costs, strict=True) if each.attack not in GRADIENT_FREE)
+    answers = sum(costs) - gradients + suite.draws * (1 + len(costs))
+    answers += 2 * (1 if suite.deterministic else suite.evaluations * suite.decision.draws)
+    main = costs[suite.usable.index(suite.main)] if suite.main else 0
+    audited = audit.RUNS * main * min(count, audit_job.size(cell))
+    return count * gradients + audited, count * answers
 
 
 class _Pilot:

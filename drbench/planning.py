@@ -16,7 +16,20 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from drbench import attack_planning, build, config, cost, datasets, execution, header, needs, record, stats, stopping
+from drbench import (
+    attack_planning,
+    build,
+    config,
+    cost,
+    datasets,
+    execution,
+    first_calls,
+    header,
+    needs,
+    record,
+    stats,
+    stopping,
+)
 from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
 from drbench.certifiers.batch_size import find_batch_rows
@@ -24,11 +37,13 @@ from drbench.certifiers.batching import Forward, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.data import Images, shape
 from drbench.data.subsets import choose, label
+from drbench.effort import BACKWARD
 from drbench.evidence import Stage
 from drbench.jobs import prepare
 from drbench.record import Row
 
 DRAWS_PER_IMAGE, MOST_IMAGES, STREAMS = 50, 50, 20  # of the pilot; simulated streams per image of it
+PATIENCE = 0.25  # seconds of a draw above which no whole one is timed: a pilot makes hundreds
 STORED = 450  # bytes of an attacked image's line, about; its two images come on top
 
 
@@ -48,6 +63,7 @@ class Cost(NamedTuple):
     pilot: int  # images behind the estimate of early_rows
     random: str = ""  # "data", "weights" or both, that were not here
     attack: bool = False  # then its rows are evaluations of the whole defense
+    slow: bool = False  # then seconds are those of single calls times their number
 
 
 def measure(cells: Sequence[DictConfig]) -> list[Cost]:
@@ -62,9 +78,14 @@ def _measure(cell: DictConfig, resident: dict) -> Cost:
     name, scales = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part), config.levels(cell)
     sigmas = ", ".join(f"{sigma:g}" for sigma in scales)
     if cell.task == "attack":
+        name += f" {cell.attack.norm} {cell.attack.eps}"
+    draws = {sigma: first_calls.seconds_per_draw(defense, sigma) for sigma in scales}
+    if max(draws.values()) > PATIENCE:
+        return _by_calls(cell, images, count, defense, draws)._replace(name=name, sigmas=sigmas, random=absent)
+    if cell.task == "attack":
         spent = attack_planning.measure(cell, images, count, defense)
         return Cost(
-            f"{name} {cell.attack.norm} {cell.attack.eps}", sigmas, count, *spent, math.nan, math.nan,
+            name, sigmas, count, *spent, math.nan, math.nan,
             _peak(defense), count * (STORED + 2 * images.x[0].nbytes), 0, absent, attack=True,
         )  # fmt: skip
     if batch_rows == "auto":
@@ -87,6 +108,25 @@ def _measure(cell: DictConfig, resident: dict) -> Cost:
         name, sigmas, count, count * per_image * len(scales),
         count * per_image * calls, seconds, count * early, seconds * early / per_image, memory,
         count * line, len(pilot), absent,
+    )  # fmt: skip
+
+
+def _by_calls(cell: DictConfig, images: Images, count: int, defense: Defense, draws: dict[float, float]) -> Cost:
+    """Cost where a pilot would take too long, by the seconds of a draw at each noise level."""
+    calls = {sigma: sum(defense.nfe(sigma).values()) for sigma in draws}
+    if cell.task == "attack":
+        gradients, forwards = attack_planning.counted(cell, images, count, defense)
+        rows, evaluations = gradients + forwards, (gradients + forwards) * max(calls.values())
+        seconds = ((1 + BACKWARD) * gradients + forwards) * max(draws.values())
+        disk = count * (STORED + 2 * images.x[0].nbytes)
+    else:
+        engine = header.engine(cell, images, defense)
+        drawn = count * (engine["n0"] + cell.certify.n)
+        rows, evaluations, seconds = (drawn * each for each in (len(draws), sum(calls.values()), sum(draws.values())))
+        disk = count * _line(engine, list(draws), images)
+    return Cost(
+        "", "", count, rows, evaluations, seconds, math.nan, math.nan, _peak(defense), disk, 0,
+        attack=cell.task == "attack", slow=True,
     )  # fmt: skip
 
 
@@ -164,14 +204,15 @@ def render(costs: Sequence[Cost]) -> str:
         lines.append((each.name, each.sigmas, f"{each.images:,}", *_numbers([each])))
     lines.append(("all", "", "", *_numbers(costs)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    certified, notes = [each.pilot for each in costs if not each.attack], ""
-    if certified:
-        notes = (
-            "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
-            f"SEQUENTIAL: estimated from the votes of {min(certified)} or more images in the timed batches. Cascades "
+    attacks, pilots, notes = [each for each in costs if each.attack], [each.pilot for each in costs if each.pilot], ""
+    if len(attacks) < len(costs):
+        notes = "ROWS: noisy draws, selection included, in mode fixed; of a cascade if every image needs every scale.\n"
+    if pilots:
+        notes += (
+            f"SEQUENTIAL: estimated from the votes of {min(pilots)} or more images in the timed batches. Cascades "
             "have no such mode and are left out of its sum.\n"
         )
-    if len(certified) < len(costs):
+    if attacks:
         notes += (
             "ROWS of an attack: evaluations of the defense, with and without a gradient, verdicts and audit included; "
             "what it takes if no image breaks early.\n"
@@ -179,6 +220,11 @@ def render(costs: Sequence[Cost]) -> str:
     notes += "MEMORY: peak of this process, or reserved on the accelerator."
     absent = dict.fromkeys(f"{each.random} of {each.name}" for each in costs if each.random)
     notes += "".join(f"\nNot here, and replaced by random ones: {each}." for each in absent)
+    if slow := list(dict.fromkeys(each.name for each in costs if each.slow)):
+        notes += (
+            f"\nA draw is too slow here for a trial run: {', '.join(slow)}. Hours are those of one call of each "
+            f"network times its calls, a gradient taken for {BACKWARD} more: rough, and without SEQUENTIAL."
+        )
     text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
     return "\n".join([*text, notes])
 

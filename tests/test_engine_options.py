@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import drbench
-from drbench import config, record, runner, summary, tables, verify
+from drbench import config, planning, record, runner, summary, tables, verify
 from drbench.attacks import audit
 from drbench.cli import main
 from drbench.errors import DrbenchError
@@ -175,6 +175,21 @@ def test_plan_of_an_attack_is_what_it_takes(tmp_path, capsys):
     assert main(["plan", *words, "attack.audit=2"]) == 0
     audited = int(capsys.readouterr().out.splitlines()[1].split()[5].replace(",", ""))
     assert audited == pytest.approx(planned + 2 * audit.RUNS * 45, abs=2)
+
+
+@pytest.mark.parametrize("file, rows", [("undefended", 0), ("attack/noise_augmented", 0.15)])
+def test_a_plan_of_what_is_too_slow_is_made_of_single_calls(file, rows, monkeypatch):
+    """About as many evaluations as a trial run finds: of an attack its settings do not tell every one."""
+    os.chdir(ROOT)
+    (cell, *_) = config.load(ROOT / "benchmarks" / "digits" / f"{file}.yaml", ["data.subset=first5"])
+    costs = []
+    for patience in (0.0, 100.0):
+        monkeypatch.setattr(planning, "PATIENCE", patience)
+        costs += planning.measure([cell])
+    slow, whole = costs
+    assert slow.slow and not whole.slow and "too slow here for a trial run" in planning.render([slow])
+    assert (slow.rows, slow.evaluations) == pytest.approx((whole.rows, whole.evaluations), rel=rows)
+    assert (slow.name, slow.images, slow.disk) == (whole.name, whole.images, whole.disk) and slow.seconds > 0
 
 
 def test_notebook(runs):

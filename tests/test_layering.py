@@ -149,10 +149,11 @@ MAY_IMPORT = {
         | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
+    "first_calls": ({"api"}, {"torch"}),
     "attack_planning": ({"api", "attack_job", "attacks", "audit_job", "cost", "data"}, {"numpy", "omegaconf"}),
     "planning": (
         {"api", "attack_planning", "build", "certifiers", "config", "cost", "data", "datasets", "evidence"}
-        | {"execution", "header", "jobs"}
+        | {"effort", "execution", "first_calls", "header", "jobs"}
         | {"needs", "record", "stats", "stopping"},
         {"numpy", "torch", "omegaconf"},
     ),
