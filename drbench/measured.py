@@ -13,6 +13,17 @@ from drbench.robustness import robustness
 
 SECONDS = ("latency_s_per_image", "seconds_per_image")
 COSTS = ("network_calls_per_noise_sample", "nfe_per_image", *SECONDS)
+# metric of an attack run -> which answers, and which accuracy of `drbench.robustness`; "worst" is the worst of ten
+ATTACKED = {
+    "robust_accuracy": ("adversarial", "average"),
+    "robust_accuracy_average": ("adversarial", "average"),
+    "robust_accuracy_worst_of_10": ("adversarial", "worst"),
+    "clean_accuracy": ("clean", "average"),
+    "clean_accuracy_average": ("clean", "average"),
+    "standard_accuracy": ("clean", "average"),
+    "clean_accuracy_worst_of_10": ("clean", "worst"),
+}
+WORST_OF = 10
 Measured = tuple[float, float, float]  # value and 95 % interval for the choice of images; shares in percent
 
 
@@ -55,12 +66,14 @@ class Known:
 
     def _attacked(self, metric: str, norm: str, radius: float | None) -> Measured | None:
         engine, rows = self.run.header["engine"], [row for row in self.run.ordered() if row.evidence]
-        asked = {"robust_accuracy": (engine["norm"], engine["eps"]), "clean_accuracy": ("none", None)}.get(metric)
-        if asked is None or asked[0] != norm or not _close(asked[1], radius):
+        name, kind = ATTACKED.get(metric, (None, None))
+        asked = {"adversarial": [(engine["norm"], engine["eps"])], "clean": [("none", None), (engine["norm"], 0.0)]}
+        if not any(norm == ours and _close(eps, radius) for ours, eps in asked.get(name, ())):
             return None
-        name = "adversarial" if metric == "robust_accuracy" else "clean"
+        if kind == "worst" and engine["worst_of"] != WORST_OF:
+            return None
         answers, labels = [getattr(row.evidence, name) for row in rows], [row.label for row in rows]
-        return tuple(100 * part for part in robustness(answers, labels, engine["worst_of"]).average)
+        return tuple(100 * part for part in getattr(robustness(answers, labels, engine["worst_of"]), kind))
 
     def _cost(self, metric: str) -> float | None:
         rows, nfe = self.run.ordered(), self.run.header["defense"]["nfe"]

@@ -79,7 +79,7 @@ def beside(folder: Path, key: str, runs: Sequence[Run]) -> DataFrame:
         The columns of the file, and: run, measured (percent; radii in pixel units), ci_low, ci_high (95 % for the
         number of images), images, difference (measured - published), verdict, differs_in.
         "agrees": the published number, as far as it is printed, lies in the interval; "protocol differs" if number
-        of draws, level or images are not the paper's, whatever the numbers.
+        of draws, level, images or attacks are not the paper's, whatever the numbers.
     """
     published, about = load(folder, key), papers(folder)[key]
     known = [found for run in runs if (found := measured.known(run))]
@@ -95,7 +95,9 @@ def _lines(row: Mapping, about: Mapping, known: Sequence[Known]) -> Iterator[dic
     """What our runs say about one published row."""
     radius = _number(row["radius"])
     dataset = about.get("data", {}).get(row["dataset"], row["dataset"])
-    stands_for = {name.partition(" ")[::2] for name in about["methods"].get(row["method"], [])}
+    methods = about["methods"]
+    names = methods.get(f"{row['method']}, {row['variant']}", methods.get(row["method"], []))
+    stands_for = {name.partition(" ")[::2] for name in names}
     ours = [
         (each, value)
         for each in known
@@ -129,6 +131,8 @@ def _line(row: Mapping, about: Mapping, ours: Known, found: Measured, differs: l
     measured, low, high = found
     value, digits = float(row["value"]), len(row["value"].partition(".")[2])
     printed, differs = 0.5 * 10**-digits, differs + differences(about.get("protocol"), ours.run)
+    if row["metric"].startswith("robust_accuracy"):
+        differs.append(_attacks(ours.run, row["note"]))
     inside = low - printed <= value <= high + printed
     verdict = "protocol differs" if differs else "agrees" if inside else "differs"
     return {
@@ -155,6 +159,12 @@ def differences(protocol: str | None, run: Run) -> list[str]:
     if subset and engine["certifier"] != "imported" and data["subset"].rpartition("/")[2] != subset:
         found.append(f"images {data['subset']}, not {subset}")
     return found
+
+
+def _attacks(run: Run, note: str) -> str:
+    """Robust accuracy is an upper bound, as good as its attacks: those of a paper are never quite ours."""
+    theirs = note.partition("attack=")[2].partition(";")[0] or note or "unknown"
+    return f"attacks {', '.join(run.header['engine']['attacks'])}; theirs: {theirs}"
 
 
 def _same_levels(printed: str, engine: Mapping) -> bool:

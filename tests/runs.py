@@ -136,6 +136,7 @@ def make_attack(
         "data": {"name": dataset, "subset": "test", "images": len(ids), "sha256": "0" * 64, "ids": ids},
         "code": {"version": "0.1.0", "commit": "0" * 40, "dirty": False},
         "engine": {"version": 1, "norm": norm, "eps": float(Fraction(eps)), "eps_text": eps, "preset": preset,
+                   "attacks": {"pgd": {"attack": "pgd"}},
                    "sigma": sigma, "decision": "single", "decision_draws": 1, "evaluations": evaluations,
                    "worst_of": evaluations, "seed": 0},
         "defense": {"name": defense, "variant": variant, "checkpoints": {}, "nfe": {"classifier": 1.0},

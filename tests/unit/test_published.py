@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from drbench import published
+from drbench import measured, published
 from drbench.cli import main
 from drbench.errors import DrbenchError
-from tests.runs import make_cascade, make_run
+from tests.runs import make_attack, make_cascade, make_run
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "published"
 HEAD = ",".join(published.COLUMNS)
@@ -35,7 +35,9 @@ def test_all_files_have_provenance():
     frames = [published.load(FOLDER, key) for key in index]
     assert sum(map(len, frames)) > 2000 and set(pd.concat(frames)["provenance"]) == set(published.PROVENANCE)
     for key, about in index.items():
-        assert set(about["methods"]) <= set(published.load(FOLDER, key)["method"]), f"{key}: a method that is not there"
+        frame = published.load(FOLDER, key)
+        known = {*frame["method"], *(frame["method"] + ", " + frame["variant"])}
+        assert set(about["methods"]) <= known, f"{key}: a method that is not there"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,45 @@ def test_the_best_level_of_each_radius(tmp_path):
     assert frame["measured"].tolist() == [100.0, 40.0] and frame["run"].tolist() == ["x/a", "x/b"]
     (made / "_papers.yaml").write_text("p: {file: p, protocol: cohen2019, methods: {Theirs: [ours]}}")
     assert "best without sigma = 0.12, 0.5" in published.beside(made, "p", [small, large])["differs_in"][0]
+
+
+def test_robust_accuracy_names_both_attacks(tmp_path):
+    """A variant of theirs that has rows of its own takes no run of another variant."""
+    made = folder(tmp_path, methods="{Theirs: [ours rdc], 'Theirs, N=1': [ours rdc-1]}")
+    rows = [
+        f"A paper,Table 2,cifar10,linf,Theirs,{variant},,2/16,robust_accuracy,80,published,{note}"
+        for variant, note in (("N=5", "found; attack=AutoAttack+BPDA; 512 images"), ("N=1", ""))
+    ]
+    (made / "p.csv").write_text("\n".join([HEAD, *rows]) + "\n")
+    runs = [
+        make_attack(tmp_path / "attacks" / name / "a", right, defense="ours", variant=name, dataset="cifar10")
+        for name, right in (("rdc", [8, 8]), ("rdc-1", [5, 5]))
+    ]
+    five, one = published.beside(made, "p", runs).to_dict("records")
+    assert (five["run"], five["measured"], five["verdict"]) == ("rdc/a", 80.0, "protocol differs")
+    assert five["differs_in"] == "attacks pgd; theirs: AutoAttack+BPDA"
+    assert (one["run"], one["measured"], one["differs_in"]) == ("rdc-1/a", 50.0, "attacks pgd; theirs: unknown")
+
+
+@pytest.mark.parametrize(
+    "metric, norm, radius, value",
+    [
+        ("robust_accuracy", "linf", "2/16", 80),
+        ("robust_accuracy_average", "linf", "0.125", 80),
+        ("robust_accuracy_worst_of_10", "linf", "2/16", 50),
+        ("clean_accuracy", "none", "", 100),
+        ("standard_accuracy", "linf", "0", 100),
+        ("clean_accuracy_worst_of_10", "none", "", 100),
+        ("robust_accuracy", "l2", "2/16", None),
+        ("robust_accuracy", "linf", "1/16", None),
+        ("clean_accuracy", "l2", "0.5", None),
+    ],
+)
+def test_accuracies_of_an_attack_run(tmp_path, metric, norm, radius, value):
+    """One image always right, one in six of ten evaluations; 8 of 10 evaluations in all."""
+    run = make_attack(tmp_path / "attacks" / "x" / "a", [10, 6], evaluations=10)
+    found = measured.known(run).measure({"metric": metric, "norm": norm}, published._number(radius))
+    assert found is None if value is None else found[0] == pytest.approx(value)
 
 
 def test_a_cascade_stands_for_a_cascade(tmp_path):
