@@ -1,5 +1,6 @@
 """Every registered defense conforms; and the walk-through of methods/README.md works when typed in literally."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from drbench import registry
 from drbench.errors import DrbenchError
-from drbench.testing import parametrize_with_checks
+from drbench.testing import Skip, checks_for, parametrize_with_checks
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "methods" / "README.md"
@@ -27,21 +28,25 @@ def test_every_method_folder_is_registered():
     assert {target.split(".")[1] for target in registry.DEFENSES.values()} == folders
 
 
-def test_options_of_denoised_conform():
-    """The suite sees `tiny`, one option: the others by their own miniatures."""
-    from drbench.testing import check
+@pytest.mark.parametrize(
+    "options", [{"sampler": "pf_ode", "steps": 3}, {"sampler": "densepure", "steps": 2, "votes": 2}], ids=str
+)
+def test_options_of_denoised_conform(options):
+    """The suite sees `tiny`, one option: the others by their own miniatures, at one size. They are trained alike."""
     from methods.denoised.defense import Denoised
 
-    for options in ({"sampler": "pf_ode", "steps": 3}, {"sampler": "densepure", "steps": 2, "votes": 2}):
+    class Variant(Denoised):
+        @classmethod
+        def tiny(cls, input_shape, num_classes):
+            return cls(input_shape, num_classes, channels=(8, 16), width=4, **options)
 
-        class Variant(Denoised):
-            @classmethod
-            def tiny(cls, input_shape, num_classes, options=options):
-                return cls(input_shape, num_classes, channels=(8, 16), width=4, **options)
-
-        results = check(Variant)
-        assert not [result for result in results if result.status == "failed"]
-        assert sum(result.status == "ok" for result in results) > 25
+    passed = 0
+    for name, run in checks_for(Variant):
+        if name.endswith("1x8x8") and not name.startswith("trainable"):
+            with contextlib.suppress(Skip):
+                run()
+                passed += 1
+    assert passed > 12
 
 
 def test_options_of_denoised_are_checked():
