@@ -31,18 +31,17 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 digits: setup  ## the main job: certify every defense on 100 real digits, attack most on 10 or 20, tables and plots (minutes)
-	runs=$$($(BIN)/drbench run $(DIGITS) run.executor=processes) && \
-	few=$$($(BIN)/drbench run $(FEW) run.executor=processes) && \
-	$(BIN)/drbench table $$runs $$few --out results/digits/certified && \
-	$(BIN)/drbench plot $$runs --out results/digits/certified && \
-	$(BIN)/drbench plot $$few --out results/digits/certified-few
-	runs=$$($(BIN)/drbench run $(ATTACKS) run.executor=processes) && \
-	$(BIN)/drbench table $$runs --out results/digits/robust && \
-	$(BIN)/drbench plot $$runs --out results/digits/robust
+	runs=$$($(BIN)/drbench run $(DIGITS) $(FEW) $(ATTACKS) run.executor=processes) && \
+	all=$$(echo "$$runs" | grep /runs/) && attacked=$$(echo "$$runs" | grep /attacks/) && \
+	few=$$(echo "$$all" | grep /diffusion_classifier-) && most=$$(echo "$$all" | grep -v /diffusion_classifier-) && \
+	$(BIN)/drbench table $$all --out results/digits/certified && \
+	$(BIN)/drbench plot $$most --out results/digits/certified && \
+	$(BIN)/drbench plot $$few --out results/digits/certified-few && \
+	$(BIN)/drbench table $$attacked --out results/digits/robust && \
+	$(BIN)/drbench plot $$attacked --out results/digits/robust
 
 digits-full: setup  ## the same on all 500 test images, with more draws (2 to 3 hours)
-	$(BIN)/drbench run $(FULL) $(FULL_FEW) run.executor=processes --out results/digits/full
-	$(BIN)/drbench run $(FULL_ATTACKS) run.executor=processes --out results/digits/full
+	$(BIN)/drbench run $(FULL) $(FULL_FEW) $(FULL_ATTACKS) run.executor=processes --out results/digits/full
 	$(MAKE) figures
 
 tables: $(TABLES:%=table-%)  ## every paper's table, as far as weights and data are here
