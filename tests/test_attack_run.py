@@ -106,6 +106,7 @@ def side_by_side(out):
     return [record.read(folder) for folder in runner.run(both, out)]
 
 
+@pytest.mark.slow
 def test_cells_side_by_side_change_nothing(reference, tmp_path):
     found, other = side_by_side(tmp_path)
     assert outcome(found) == outcome(reference) and found.folder.name == reference.folder.name
@@ -117,6 +118,7 @@ def test_cells_side_by_side_change_nothing(reference, tmp_path):
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))] == before
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_loses_nothing(reference, tmp_path):
     """Another one takes its cell, and goes on where it was."""
     deaths = []

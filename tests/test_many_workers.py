@@ -69,6 +69,7 @@ def test_processes_and_shards_change_nothing(calm, tmp_path):
     assert set(lines(whole).values()) == {1} and len(whole.header["sessions"]) == 3
 
 
+@pytest.mark.slow
 def test_a_cascade_and_an_adaptive_run_in_processes(tmp_path):
     spec = "defense: {name: undefended, checkpoint: [digits/classifier]}\ncertify: "
     for name, certify in (
@@ -179,6 +180,7 @@ def test_two_runs_of_one_command_share_the_work(tmp_path):
     assert sum(lines(found).values()) <= 1.1 * 60
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_workers_too(tmp_path):
     process = subprocess.Popen(command(tmp_path, "certify.n=100000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)  # fmt: skip
