@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -41,41 +43,53 @@ def timm(path: Path, arch: str, **config) -> Converted:
     return _fitted(path, reading.tensors(path), {"kind": "timm", "arch": arch, **config})
 
 
-def huggingface(path: Path, **config) -> Converted:
+def huggingface(path: Path, config: Mapping | None = None, **preprocessing) -> Converted:
     """A local folder of transformers: config.json, model.safetensors, and preprocessor_config.json if there is one.
 
-    transformers loads it, because the names in files and in its modules differ, from version to version.
+    Or one file of weights out of such a folder, with `config`, the content of its config.json.
     """
-    facts = folder_facts(path)
-    for file in path.glob("*.safetensors"):
+    if config is None:
+        return _of_folder(path, path, preprocessing)
+    from safetensors.torch import save_file
+
+    state = reading.tensors(path)
+    with TemporaryDirectory() as folder:  # transformers loads folders alone
+        facts = {**config, "num_labels": _num_classes(state, path)}
+        (Path(folder) / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+        plain = {key: value.contiguous() for key, value in state.items()}
+        save_file(plain, Path(folder) / "model.safetensors", {"format": "pt"})
+        return _of_folder(Path(folder), path, preprocessing)
+
+
+def _of_folder(folder: Path, where: Path, preprocessing: Mapping) -> Converted:
+    """transformers loads it, because the names in files and in its modules differ, from version to version."""
+    facts = folder_facts(folder)
+    for file in folder.glob("*.safetensors"):
         reading.sniff(file)
     models = library("transformers")
     try:
         network, report = models.AutoModelForImageClassification.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # the library names no exceptions
         raise DrbenchError(
-            f"{path}: transformers cannot load an image classifier from this folder, whose weights must be in "
-            f"model.safetensors: {str(error).strip().splitlines()[0]}"
+            f"{where}: transformers cannot load an image classifier from it (of a folder, the weights must be in "
+            f"model.safetensors): {str(error).strip().splitlines()[0]}"
         ) from error
     odd = {kind: sorted(map(str, names))[0] for kind, names in report.items() if names}
     if odd:
-        raise DrbenchError(f"{path}: the weights do not fit config.json: {odd}")
+        raise DrbenchError(f"{where}: the weights do not fit config.json: {odd}")
     state = network.state_dict()
-    reading.check(state, path)
+    reading.check(state, where)
     plain = {key: value for key, value in facts.pop("config").items() if key not in NOT_SHAPE}
-    spec = {"kind": "huggingface", "config": plain, **facts, **config}
-    return _fitted(path, {f"model.{key}": value for key, value in state.items()}, spec, network.config.num_labels)
+    spec = {"kind": "huggingface", "config": plain, **facts, **preprocessing}
+    return _fitted(where, {f"model.{key}": value for key, value in state.items()}, spec, network.config.num_labels)
 
 
 def _fitted(path: Path, state: Mapping[str, Tensor], spec: dict, num_classes: int | None = None) -> Converted:
     """Check that the classifier of `spec` has these tensors; by default the last layer says how many classes."""
     if num_classes is None:
-        ends = [len(state[f"{name}.weight"]) for name in HEADS if f"{name}.weight" in state]
-        if not ends:
-            raise DrbenchError(f"{path}: expected a classifier whose last layer is one of {', '.join(HEADS)}")
-        num_classes = ends[0]
+        num_classes = _num_classes(state, path)
     state = {f"network.{key}": value for key, value in state.items()}
     with parameters_elsewhere():
         network = classifiers.build(spec, (3, 32, 32), num_classes)
@@ -84,6 +98,13 @@ def _fitted(path: Path, state: Mapping[str, Tensor], spec: dict, num_classes: in
     state |= {key: value for key, value in wanted.items() if key.endswith(COUNTER) and key not in state}
     reading.match({key: value.shape for key, value in wanted.items()}, state, path)
     return Converted(state, "classifier", spec)
+
+
+def _num_classes(state: Mapping[str, Tensor], path: Path) -> int:
+    ends = [len(state[f"{name}.weight"]) for name in HEADS if f"{name}.weight" in state]
+    if not ends:
+        raise DrbenchError(f"{path}: expected a classifier whose last layer is one of {', '.join(HEADS)}")
+    return ends[0]
 
 
 def _count(state: Mapping[str, Tensor], name: str, path: Path) -> int:

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from drbench import classifiers
-from drbench.checkpoints import formats
+from drbench import classifiers, foreign
+from drbench.checkpoints import formats, reading
 from drbench.checkpoints.reading import tensors
 from drbench.classifiers.prepared import prepared
 from drbench.classifiers.resnet_cifar import ResNetCIFAR
@@ -134,6 +134,49 @@ def test_huggingface(tmp_path, kind):
     x = torch.rand(2, *SHAPE)
     small = torch.nn.functional.interpolate(x, (24, 24), mode="bicubic", antialias=True)
     torch.testing.assert_close(through(found, x, 7), network(pixel_values=(small - 0.4) / 0.3).logits)
+
+
+@torch.no_grad()
+def test_one_file_of_huggingface(tmp_path):
+    """A file of weights alone, with the content of its config.json; also under the names of older files."""
+    network = vit("vit")
+    shape = {"model_type": "vit", "image_size": 24, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "intermediate_size": 24}  # fmt: skip
+    old = {"vit.layers.": "vit.encoder.layer.", "attention.q_proj": "attention.attention.query",
+           "attention.k_proj": "attention.attention.key", "attention.v_proj": "attention.attention.value",
+           "attention.o_proj": "attention.output.dense", "mlp.fc1": "intermediate.dense",
+           "mlp.fc2": "output.dense"}  # fmt: skip
+
+    def renamed(key):
+        for ours, theirs in old.items():
+            key = key.replace(ours, theirs)
+        return key
+
+    x = torch.rand(2, 3, 24, 24)
+    for name in (str, renamed):
+        torch.save({name(key): value for key, value in network.state_dict().items()}, tmp_path / "net.bin")
+        found = formats.convert(tmp_path / "net.bin", "huggingface", config=shape)
+        assert found.spec == {"kind": "huggingface", "config": shape}
+        torch.testing.assert_close(through(found, x, 7), network(pixel_values=(x - 0.5) / 0.5).logits)
+    with pytest.raises(DrbenchError, match=r"net.bin: transformers cannot load"):
+        formats.convert(tmp_path / "net.bin", "huggingface", config=shape | {"hidden_size": 32})
+
+
+LISTED = {name: about for name, about in foreign.manifest().items() if about.get("format") in ("timm", "wide_resnet")}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_listed_files_can_be_converted(monkeypatch, name):
+    """What the manifest says of a file is what its format takes."""
+    if LISTED[name]["format"] == "timm":
+        pytest.importorskip("timm")
+    config, classes = LISTED[name]["config"], 1000 if "cifar10" not in name and "wrn" not in name else 10
+    with torch.device("meta"):
+        built = classifiers.build({"kind": LISTED[name]["format"], **config}, SHAPE, classes)
+    state = {key.removeprefix("network."): value for key, value in built.state_dict().items()}
+    monkeypatch.setattr(reading, "tensors", lambda path: state)
+    found = formats.convert(name, LISTED[name]["format"], **config)
+    assert found.spec == {"kind": LISTED[name]["format"], **config}
 
 
 def test_huggingface_folders_that_are_not_complete(tmp_path):
