@@ -54,7 +54,10 @@ class _Digest:
 
 def inspect(path: Path) -> Content:
     """Size and hashes of a local file; a web page is refused."""
-    return _digest(path).content()
+    try:
+        return _digest(path).content()
+    except OSError as error:
+        raise DrbenchError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def download(url: str, partial: Path, size: int | None = None, most: int = MOST, *, loopback: bool = False) -> Content:

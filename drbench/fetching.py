@@ -92,10 +92,10 @@ def seen(item: Item) -> Seen | None:
     """What was noted when the file came; None if it never did."""
     try:
         raw = json.loads(item.memo.read_text(encoding="utf-8"))
-        return Seen(Content(raw["bytes"], raw["sha256"], raw["md5"]), raw["source"], raw["trust"])
+        return Seen(Content(int(raw["bytes"]), raw["sha256"], raw["md5"]), raw["source"], raw["trust"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DrbenchError(f"{item.memo}: not readable ({error}); delete it and add the file again") from error
 
 
@@ -132,10 +132,12 @@ def fetch(item: Item, revision: str | None = None, *, loopback: bool = False) ->
 
 def add(item: Item, path: Path, *, link: bool = False) -> Seen:
     """Take a local file over: checked, then copied, or with `link` a symbolic link is made."""
-    if not path.is_file():
-        raise DrbenchError(f"{item.verb} {item.name}: no file {path}")
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise DrbenchError(f"{item.verb} {item.name}: no file {path} that can be read")
     try:
         with _locked(item):
+            if path.resolve() == item.path.parent.resolve() / item.path.name:  # a link to itself would be its end
+                return _settle(item, item.path, "found in its place")
             if link:
                 content = download.inspect(path)
                 _check(item, content)
@@ -262,6 +264,8 @@ def _locked(item: Item) -> Iterator[None]:
 
     try:
         item.path.parent.mkdir(parents=True, exist_ok=True)
+        if item.path.is_dir():
+            raise DrbenchError(f"{item.path} is a folder, where a file belongs; remove it")
         with FileLock(f"{item.path}.lock"):
             yield
     except OSError as error:

@@ -226,6 +226,42 @@ def test_local_files(tmp_path):
         fetching.add(wanted, tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_is_in_its_place_stays(tmp_path, link):
+    """A link in place of the file to which it leads would lead nowhere."""
+    wanted, alias = item(tmp_path), tmp_path / "alias.pt"
+    wanted.path.parent.mkdir(parents=True)
+    wanted.path.write_bytes(BODY)
+    alias.symlink_to(wanted.path)
+    for path in (wanted.path, alias):
+        assert fetching.add(wanted, path, link=link).content.sha256 == SHA256
+        assert wanted.path.read_bytes() == BODY and not wanted.path.is_symlink()
+
+
+def test_folders_and_files_that_cannot_be_read(tmp_path, monkeypatch):
+    wanted, given = item(tmp_path), tmp_path / "given.pt"
+    given.write_bytes(BODY)
+    wanted.path.mkdir(parents=True)
+    for step in (lambda: get(wanted), lambda: fetching.add(wanted, given)):
+        with pytest.raises(DrbenchError, match=r"a.pt is a folder, where a file belongs"):
+            step()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DrbenchError, match=r"no file .*given.pt that can be read"):
+        fetching.add(wanted, given)
+    with pytest.raises(DrbenchError, match=r"cache cannot be read: Is a directory"):
+        download.inspect(wanted.path.parent)
+
+
+@pytest.mark.parametrize("noted", ["[1]", '{"bytes": "many"}', '{"bytes": null}', "{"])
+def test_notes_that_cannot_be_read(tmp_path, noted):
+    wanted = item(tmp_path)
+    wanted.path.parent.mkdir(parents=True)
+    wanted.path.write_bytes(BODY)
+    wanted.memo.write_text(noted)
+    with pytest.raises(DrbenchError, match=r"a.pt.json: not readable .* delete it and add the file again"):
+        fetching.state(wanted)
+
+
 def test_damage_is_found(tmp_path):
     path = tmp_path / "given.pt"
     path.write_bytes(BODY)
