@@ -7,6 +7,7 @@ networks of one kind. The module needs torch only to read tensors.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -155,18 +156,25 @@ def write(name: str, state: Mapping, facts: Mapping) -> Weights:
 
     `facts` (command, seed, validation figures, ...) go into the manifest, or for other files into their metadata.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     outside = name in foreign.manifest()
     listed = not outside and not name.endswith(SUFFIX)
     path = manifest_path().parent / _file_of(name) if listed else place(name)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may write the same weights
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # that of other new files; safetensors lets nobody but the owner read
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, partial, {"facts": json.dumps(facts)})
+        partial.chmod(mode)
         os.replace(partial, path)
-    except OSError as error:
-        raise DrbenchError(f"cannot write weights to {path}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise DrbenchError(f"cannot write weights to {path}: {getattr(error, 'strerror', error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     written = Weights(name, path, sha256_of(path))
     if outside:
         fetching.note(foreign.own(name), facts.get("command", ""))

@@ -1,7 +1,10 @@
 """Checkpoints: hash before parsing, merging of files, and every damage with its message."""
 
+import os
+
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from drbench import weights
@@ -45,6 +48,22 @@ def test_file_outside_the_manifest(home, tmp_path):
     written = weights.write(str(tmp_path / "new" / "mine.safetensors"), STATE, {"seed": 1})
     assert weights.resolve(str(written.path)).sha256 == written.sha256
     assert weights.manifest() == {}
+
+
+def test_what_cannot_be_written_leaves_what_was_there(home, tmp_path, monkeypatch):
+    path = tmp_path / "mine.safetensors"
+    before = weights.write(str(path), STATE, {})
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+    def full(state, file, metadata):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(DrbenchError, match=r"cannot write weights to .*mine.safetensors: I/O error: No space left"):
+        weights.write(str(path), {"other": torch.ones(1)}, {})
+    assert weights.resolve(str(path)) == before and not list(tmp_path.glob("*.partial"))
 
 
 def test_one_flipped_byte_is_found_before_parsing(home):
