@@ -60,7 +60,8 @@ def snapshot(path: str | Path, entry: str = "ema") -> Snapshot:
         if not hasattr(network, "class_name"):
             raise pickle.UnpicklingError(f"expected a dict with a network under {entry!r}")
         steps = count()
-        return Snapshot(network.class_name, _arguments(network, steps), dict(_tensors(network, "", steps)))
+        state = _copied(_tensors(network, "", steps), path.stat().st_size)
+        return Snapshot(network.class_name, _arguments(network, steps), state)
     except OSError as error:
         raise DrbenchError(f"cannot read {path}: {error.strerror or error}") from error
     except DrbenchError:
@@ -78,11 +79,22 @@ def _tensors(node: object, prefix: str, steps: Iterator[int]) -> Iterator[tuple[
             if value is not None and name not in passing:
                 if type(value) is not Tensor:
                     raise pickle.UnpicklingError(f"{prefix}{name} is no tensor")
-                yield f"{prefix}{name}", value.detach().clone()
+                yield f"{prefix}{name}", value
     for name, child in node.state["_modules"].items():
         step(steps)
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.", steps)
+
+
+def _copied(tensors: Iterator[tuple[str, Tensor]], most: int) -> dict[str, Tensor]:
+    """Tensors with memory of their own, together not more than `most` bytes: a stream may refer to one many times."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        most -= tensor.nbytes
+        if most < 0:
+            raise pickle.UnpicklingError("its tensors hold more bytes than the file")
+        found[name] = tensor.detach().clone()
+    return found
 
 
 def _arguments(node: object, steps: Iterator[int]) -> dict:

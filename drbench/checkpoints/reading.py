@@ -25,7 +25,10 @@ CONTAINERS = (
     "params_ema", "state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema",
     "state_dict", "model_state_dict", "model_state", "model", "network", "net",
 )  # fmt: skip
+NESTING = 8  # dicts in dicts; a dict may hold itself
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+PLAIN = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16,
+         torch.int32, torch.int64}  # fmt: skip
 SAFE = [
     argparse.Namespace,
     Dtype,
@@ -85,8 +88,13 @@ def sniff(path: Path) -> str:
 
 
 def check(state: Mapping[str, Tensor], where: str | Path) -> None:
-    """Raise `DrbenchError`, naming the tensor, if a number is not finite or a matrix is all zero."""
+    """Raise `DrbenchError`, naming the tensor, if it is no plain array, a number is not finite or a matrix all zero."""
     for key, tensor in state.items():
+        if not _plain(tensor):
+            raise DrbenchError(
+                f"{where}: tensor {key!r} ({tensor.dtype}, {tuple(tensor.shape)}) is quantised, sparse, or claims more "
+                "numbers than the file holds; expected plain arrays of 16 to 64 bits: ask for a file of such weights"
+            )
         if not (tensor.is_floating_point() and tensor.numel()):
             continue
         low, high = torch.aminmax(tensor)  # NaN if there is one; unlike isfinite() it needs no memory
@@ -97,6 +105,12 @@ def check(state: Mapping[str, Tensor], where: str | Path) -> None:
                 f"{where}: tensor {key!r} {tuple(tensor.shape)} is all zero, which trained weights never are; "
                 "the file is damaged or of an untrained network"
             )
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether the tensor is dense, of a common type, and not larger than its memory, as a stride of 0 would make it."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in PLAIN
+    return dense and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def match(expected: Mapping[str, Size], got: Mapping[str, Tensor], where: str | Path) -> None:
@@ -148,7 +162,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(loaded: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
+    for _ in range(NESTING):
+        if not isinstance(loaded, Mapping) or any(isinstance(value, Tensor) for value in loaded.values()):
+            break
         inside = [loaded[key] for key in CONTAINERS if isinstance(loaded.get(key), Mapping)]
         if not inside:
             break

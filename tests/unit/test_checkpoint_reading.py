@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from drbench import weights
-from drbench.checkpoints import reading
+from drbench.checkpoints import formats, reading
 from drbench.errors import DrbenchError
 
 
@@ -188,6 +188,36 @@ def test_numbers_that_are_none(tmp_path, state):
     refused(tmp_path / "a.pt", "found int under 'b'")
     torch.save([1, 2], tmp_path / "a.pt")
     refused(tmp_path / "a.pt", "expected a state dict .*got list")
+
+
+def test_tensors_that_are_no_plain_arrays(tmp_path, state):
+    path = tmp_path / "a.pt"
+    for odd in (torch.ones(4, 4).to(torch.float8_e4m3fn), torch.eye(4).to_sparse(), torch.ones(4, device="meta"),
+                torch.ones(4) * 1j, torch.ones(1).expand(10**6, 10**7)):  # fmt: skip
+        torch.save({**state, "odd": odd}, path)
+        refused(path, r"tensor 'odd' .* expected plain arrays")
+    torch.save({**state, "half": torch.ones(4, 4).half(), "view": torch.arange(9.0)[3:]}, path)
+    reading.tensors(path)
+
+
+def test_a_dict_that_holds_itself(tmp_path):
+    loop = {"epoch": 3}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "expected a state dict")
+
+
+@pytest.mark.parametrize("format, odd", [
+    ("improved_diffusion", {"a.qkv.weight": torch.ones(5)}),
+    ("openai_consistency", {"label_emb.weight": torch.tensor(1.0)}),
+    ("edm", {"map_layer0.weight": torch.ones(4, 4), "enc.32x32_conv.weight": torch.ones(0, 3, 3, 3),
+             "enc.32x32_block0.conv1.weight": torch.ones(0, 4, 3, 3)}),
+    ("resnet_cifar", {"fc.weight": torch.tensor(1.0), "layer1.0.a": torch.ones(2)}),
+])  # fmt: skip
+def test_tensors_of_odd_shapes(tmp_path, format, odd):
+    torch.save(odd, tmp_path / "a.pt")
+    with pytest.raises(DrbenchError, match=r"a.pt: (format .* cannot be read|not the tensors)"):
+        formats.convert(tmp_path / "a.pt", format, **({"class_cond": True} if "label_emb.weight" in odd else {}))
 
 
 def test_match_names_the_first_of_each_kind(state):

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from drbench.checkpoints import persistence, reading
+from drbench.checkpoints import formats, persistence, reading
 from drbench.errors import DrbenchError
 from tests.parity import PARITY, needs_parity
 from tests.unit.test_checkpoint_reading import Evil
@@ -161,6 +161,23 @@ def test_tensors_larger_than_their_numbers(tmp_path, marker):
     for size, stride, offset in (((10**6, 10**6), (0, 0), 0), ((1,), (1,), 5), ((1,), (1,), -1)):
         tensor = Placed("torch._utils", "_rebuild_tensor_v2", flat, offset, size, stride, False, OrderedDict())
         refused(tmp_path / "a.pkl", {"ema": thing("Net", marker, {"w": tensor})}, "refused")
+
+
+def test_one_tensor_under_many_names(tmp_path, marker):
+    """References cost the file nothing, and copies the memory much."""
+    weight = torch.ones(1000)
+    names = {str(i): weight for i in range(1000)}
+    refused(tmp_path / "a.pkl", {"ema": thing("Net", marker, names)}, "tensors hold more bytes than the file")
+
+
+@needs_parity
+def test_tensors_say_the_architecture(monkeypatch):
+    """A snapshot that states a billion blocks is not built with them."""
+    path = PARITY / "edm_ddpmpp_c16.pkl"
+    found = persistence.snapshot(path)
+    stated = found._replace(kwargs=found.kwargs | {"num_blocks": 7})
+    monkeypatch.setattr(persistence, "snapshot", lambda path: stated)
+    assert formats.convert(path, "edm").spec["num_blocks"] == 2
 
 
 def test_a_stream_cannot_change_the_reader(tmp_path, marker):
