@@ -25,14 +25,14 @@ def folder(name: str) -> Path:
     return Path(base) / datasets.entry(name).get("root", name)
 
 
-def items(name: str) -> list[Item]:
-    """Files that come from elsewhere, not out of an archive."""
+def items(name: str, unpacked: bool = False) -> list[Item]:
+    """Files that come from elsewhere; with `unpacked` also those that come out of an archive."""
     about, base = datasets.entry(name), folder(name)
     return [
         Item(name, base / file["path"], "data", **{key: file[key] for key in FACTS if key in file},
              where=" ".join(about.get(key, "") for key in ("where", "source")).strip(), licence=about["licence"])
         for file in about.get("files", [])
-        if "of" not in file
+        if unpacked or "of" not in file
     ]  # fmt: skip
 
 
@@ -93,11 +93,16 @@ def fetch(name: str, layout: str | None = None) -> list[Path]:
 def add(path: Path, name: str | None, *, link: bool = False) -> Path:
     """Take over a local file of a data set, recognised by its name."""
     if not path.is_file():
-        raise DrbenchError(f"no file {path}")
+        hint = f": it is a folder; put it into that of its data set in {datasets.VARIABLE} by hand"
+        raise DrbenchError(f"no file {path}{hint if path.is_dir() else ''}")
     known = [name] if name else [one for one, about in datasets.manifest().items() if about.get("files")]
     found = {item.path: item for one in known for item in items(one) if item.path.name == path.name}
+    if name and not found:
+        files = ", ".join(item.path.name for item in items(name)) or "none"
+        raise DrbenchError(f"{path}: the files of data {name} are {files}; give it the name of the one that it is")
     if len(found) != 1:
-        which = "no data set has" if not found else f"several data sets ({', '.join(known)}) have"
+        have = ", ".join(item.name for item in found.values())
+        which = "no data set has" if not found else f"several data sets ({have}) have"
         raise DrbenchError(f"{path}: {which} a file {path.name!r}; say which with --name, see `drbench data list`")
     (item,) = found.values()
     fetching.add(item, path, link=link)

@@ -48,9 +48,13 @@ def data(
     else:
         known = [one for one, about in datasets.manifest().items() if about.get("files")]
         for entry in names or known:
-            for item in data_files.items(entry):
-                if item.path.is_file():
-                    yield _seen(item, fetching.verify(item))
+            here = [item for item in data_files.items(entry, unpacked=True) if item.path.is_file()]
+            if names and not here:
+                raise DrbenchError(
+                    f"data {entry}: no file to verify in {data_files.folder(entry)}.{datasets.expected(entry)}"
+                )
+            for item in here:
+                yield _seen(item, fetching.verify(item))
 
 
 def _some(names: Sequence[str], what: str) -> Sequence[str]:

@@ -71,8 +71,10 @@ def _header(stream, name: str) -> tuple[tuple, bool, np.dtype]:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, by_column, dtype = read(stream)
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged header may fail in any way
         raise DrbenchError(f"{name}: not readable as .npy: {error}; get it again") from error
+    if not all(type(side) is int and side > 0 for side in shape):
+        raise DrbenchError(f"{name}: an array of shape {shape}; get it again")
     if dtype.kind not in "iu":
         raise DrbenchError(f"{name}: expected bytes or integers, got {dtype}; pickled arrays are not read")
     return shape, by_column, dtype

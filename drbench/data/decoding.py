@@ -23,6 +23,8 @@ def decode(content: bytes | Path, where: object, rgb: bool = True):
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
             image.load()
+            if image.mode.startswith(("I", "F")):  # PIL would cut all values at 255
+                raise ValueError(f"expected pixels of 8 bits, got mode {image.mode}")
             return image.convert("RGB") if rgb and image.mode != "RGB" else image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DrbenchError(f"{where}: not a readable image: {error}; get it again") from error

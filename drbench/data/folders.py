@@ -35,7 +35,10 @@ def wnids(file: str = "imagenet_wnids.txt") -> tuple[str, ...]:
 
 
 def listed(name: str, where: Path) -> list[File]:
-    """Image files below `where`, by class, then name. Other files are left out; strange or empty folders are errors."""
+    """Image files below `where`, by class, then name. Hidden and other files are left out.
+
+    Strange or empty folders are errors.
+    """
     if not where.is_dir():
         raise datasets.missing(name, where.parent, f"folder {where.name}")
     found = []
@@ -47,7 +50,8 @@ def listed(name: str, where: Path) -> list[File]:
                 f"data {name!r}: {where / folder} is not named by the WordNet id of one of ImageNet's 1,000 classes "
                 "(such as n01440764); expected one folder a class"
             )
-        images = sorted(file for file in os.listdir(where / folder) if file.lower().endswith(SUFFIXES))
+        names = (file for file in os.listdir(where / folder) if not file.startswith("."))
+        images = sorted(file for file in names if file.lower().endswith(SUFFIXES))
         if not images:
             raise DrbenchError(f"data {name!r}: no image in {where / folder}; unpack the class again")
         found += [File(folder, image) for image in images]

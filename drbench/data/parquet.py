@@ -16,8 +16,10 @@ def read(path: Path, label: str) -> tuple[list[bytes], list[int]]:
         table = pyarrow.parquet.read_table(path, columns=["img", label])
         encoded = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table[label].to_pylist()
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, AttributeError) as error:
         raise DrbenchError(f"{path}: not readable as images in parquet ({error}); get the file again") from error
-    if None in encoded or None in labels:
-        raise DrbenchError(f"{path}: images or labels are missing in it; get the file again")
+    if not (all(type(image) is bytes for image in encoded) and all(type(label) is int for label in labels)):
+        raise DrbenchError(
+            f"{path}: images or labels are missing in it, or are not bytes and integers; get the file again"
+        )
     return encoded, labels

@@ -64,10 +64,16 @@ def _published(corruption: str, severity: int, folder: Path) -> Source:
     _require_images(pixels, folder / f"{corruption}.npy")
     first = (severity - 1) * ROWS
     own = np.asarray(labels[first : first + ROWS]).tolist()
+    if labels.ndim != 1 or not 0 <= labels.min() <= labels.max() < 10:
+        raise DrbenchError(
+            f"{folder}: expected labels 0-9, one an image, got {labels.shape} of {labels.min()}-{labels.max()}; get "
+            "labels.npy again"
+        )
     if not np.array_equal(own, labels[:ROWS]):
         raise DrbenchError(
             f"{folder}: expected the labels of CIFAR-10-C to repeat at each severity; get labels.npy again"
         )
+    cifar.check_order(name, own)
     return Source(range(ROWS), own, 10, (3, 32, 32), lambda row: unit(np.asarray(pixels[first + row])))
 
 

@@ -193,6 +193,7 @@ def test_what_is_wrong_with_a_file_is_said(root):
         ([good] * 19, None, "expected 20 images of the classes 0-9, got 19"),
         ([good] * 20, [0] * 20, "of the classes 0-9"),
         ([None] * 20, None, "images or labels are missing"),
+        (["x"] * 20, None, "not bytes and integers"),
         ([good[:60]] * 20, None, "row 0: not a readable image"),
         ([encoded(np.zeros((32, 32), np.uint8))] * 20, None, "expected 32x32 RGB, got 32x32 L"),
         ([encoded(np.zeros((28, 32, 3), np.uint8))] * 20, None, "got 32x28 RGB"),
@@ -200,7 +201,14 @@ def test_what_is_wrong_with_a_file_is_said(root):
         write(root, "test", images, labels)
         with pytest.raises(DrbenchError, match=message):
             data.load("cifar10", root=root)
-    path = root / PARQUET.format("test")
+    path, labels = root / PARQUET.format("test"), [i % 10 for i in range(20)]
+    for table, message in (
+        ({"img": [{"bytes": good}] * 20, "label": [float(label) for label in labels]}, "not bytes and integers"),
+        ({"img": [good] * 20, "label": labels}, "not readable as images in parquet"),
+    ):
+        pq.write_table(pa.table(table), path)
+        with pytest.raises(DrbenchError, match=message):
+            data.load("cifar10", root=root)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DrbenchError, match="not readable as images in parquet"):
         data.load("cifar10", root=root)
@@ -326,10 +334,10 @@ def test_the_published_order_is_that_of_the_logs():
     for line in lines:
         row, label = line.split("\t")[:2]
         labels[int(row)] = int(label)
-    cifar._check_order("cifar10", labels)
+    cifar.check_order("cifar10", labels)
     labels[0], labels[20] = labels[20], labels[0]
     with pytest.raises(DrbenchError, match="not in the published order"):
-        cifar._check_order("cifar10", labels)
+        cifar.check_order("cifar10", labels)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs CIFAR-10 files in $DRBENCH_SHARED/data/cifar10-jpeg")

@@ -131,6 +131,20 @@ def test_other_colour_spaces_become_rgb(root, mode):
     assert mode != "L" or torch.equal(images.x[0, 0], images.x[0, 2])
 
 
+def test_hidden_files_are_no_images(root):
+    """Such as macOS leaves beside the files that it unpacks."""
+    for name in ("._ILSVRC2012_val_00001003.JPEG", ".DS_Store"):
+        (root / "val" / CHOSEN[0] / name).write_bytes(b"x")
+    assert data.open_split("imagenet-sample", "val", root).ids[0] == "ILSVRC2012_val_00001003"
+
+
+def test_pixels_of_sixteen_bits_are_refused(root):
+    path = root / "val" / CHOSEN[0] / "ILSVRC2012_val_00001003.JPEG"
+    Image.fromarray(np.full((80, 80), 30_000, np.uint16)).save(path, "PNG")
+    with pytest.raises(DrbenchError, match=r"00001003.JPEG: .*expected pixels of 8 bits, got mode I"):
+        data.load("imagenet-sample", "val", "first1", root)
+
+
 def test_a_png_with_the_name_of_a_jpeg(root):
     photograph(mode="RGBA").save(root / "val" / CHOSEN[0] / "ILSVRC2012_val_00001003.JPEG", "PNG")
     assert data.load("imagenet-sample", "val", "first1", root).shape == (3, 224, 224)

@@ -1,6 +1,8 @@
 """CIFAR-10-C and CIFAR-10.1: sparse files of the published sizes, damaged ones."""
 
+import hashlib
 import io
+import struct
 import tarfile
 import tracemalloc
 
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 
 from drbench import data, datasets
-from drbench.data import arrays, shifts
+from drbench.data import arrays, cifar, shifts
 from drbench.errors import DrbenchError
+
+LABELS = (np.arange(10_000) % 7).astype(np.uint8)
 
 
 def sparse(path, shape, dtype=np.uint8):
@@ -19,13 +23,14 @@ def sparse(path, shape, dtype=np.uint8):
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, monkeypatch):
     """CIFAR-10-C unpacked, with the corruption fog: image i at severity s has the grey value 10 s + i for i < 5."""
     pixels = sparse(tmp_path / "CIFAR-10-C" / "fog.npy", (50_000, 32, 32, 3))
     for severity in range(5):
         for i in range(5):
             pixels[severity * 10_000 + i] = 10 * (severity + 1) + i
-    sparse(tmp_path / "CIFAR-10-C" / "labels.npy", (50_000,))[:] = np.tile(np.arange(10_000) % 10, 5)
+    sparse(tmp_path / "CIFAR-10-C" / "labels.npy", (50_000,))[:] = np.tile(LABELS, 5)
+    monkeypatch.setitem(cifar.ORDER, "cifar10-c", hashlib.sha256(LABELS[::20].tobytes()).hexdigest())
     return tmp_path
 
 
@@ -85,6 +90,33 @@ def test_damaged_arrays(root):
         data.load("cifar10-c", "fog/2", "first1", root)
 
 
+def test_labels_of_another_set(root):
+    path = root / "CIFAR-10-C" / "labels.npy"
+    good = np.tile(LABELS, 5)
+    for labels, message in (
+        (good[:, None], r"expected labels 0-9, one an image, got \(50000, 1\)"),
+        (np.where(good == 3, 77, good), "expected labels 0-9, .* of 0-77"),
+        (np.tile(LABELS[::-1], 5), "cifar10-c: the test images are not in the published order"),
+    ):
+        np.save(path, labels)
+        with pytest.raises(DrbenchError, match=message):
+            data.load("cifar10-c", "fog/1", "first5", root)
+
+
+@pytest.mark.parametrize("header", [
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3",
+    "(" * 9000,
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -2), }",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (True, 2), }",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (0, 99999999999999999999999), }",
+])  # fmt: skip
+def test_headers_that_say_nonsense(tmp_path, header):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + b"ab")
+    with pytest.raises(DrbenchError, match=r"a.npy: .*get it again"):
+        arrays.mapped(arrays.alone(path))
+
+
 def npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
@@ -93,6 +125,7 @@ def npy(array: np.ndarray) -> bytes:
 
 def test_the_archive_is_read_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(shifts, "ROWS", 4)
+    monkeypatch.delitem(cifar.ORDER, "cifar10-c")
     known = datasets.manifest()
     monkeypatch.setattr(datasets, "manifest", lambda: {name: entry | {"files": []} for name, entry in known.items()})
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)

@@ -84,6 +84,32 @@ def test_one_complete_layout_is_enough(home, capsys):
     assert main(["data", "fetch", "pair"]) == 2 and "cannot be fetched" in capsys.readouterr().err
 
 
+def test_verify_says_what_it_read(home, capsys):
+    """A name that is asked for is verified or an error; what came out of an archive is looked at too."""
+    assert main(["data", "verify", "packed"]) == 2
+    assert "data packed: no file to verify in" in capsys.readouterr().err
+    (home / "data" / "packed").mkdir(parents=True)
+    (home / "data" / "packed" / "x.bin").write_bytes(b"image")
+    assert main(["data", "verify", "packed"]) == 0 and "x.bin sha256" in capsys.readouterr().out
+    assert main(["data", "verify"]) == 0
+
+
+def test_files_that_no_data_set_has_by_that_name(home, capsys):
+    (home / "a (1).bin").write_bytes(b"a")
+    for words, message in (
+        ([str(home / "a (1).bin"), "--name", "pair"], "the files of data pair are a.bin, b.bin, c.bin"),
+        ([str(home / "a (1).bin")], "no data set has a file 'a (1).bin'; say which with --name"),
+        ([str(home)], "it is a folder"),
+    ):
+        assert main(["data", "add", *words]) == 2 and message in capsys.readouterr().err
+    listed = yaml.safe_load((home / "home" / "benchmarks" / "datasets.yaml").read_text())
+    listed["third"] = listed["pair"] | {"title": "Third"}
+    (home / "home" / "benchmarks" / "datasets.yaml").write_text(yaml.safe_dump(listed))
+    (home / "b.bin").write_bytes(b"b")
+    assert main(["data", "add", str(home / "b.bin")]) == 2
+    assert "several data sets (pair, third) have a file 'b.bin'" in capsys.readouterr().err
+
+
 def test_archives_are_unpacked_inside_their_folder(home, capsys):
     def archive(member):
         content = io.BytesIO(b"image")
