@@ -64,7 +64,7 @@ def convert(path: str | Path, format: str, **config) -> Converted:
     converter = resolve_name(FORMATS[format])
     try:
         return converter(Path(path), **config)
-    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:  # tensors of odd shapes
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:  # odd content
         raise DrbenchError(f"{path}: format {format!r} cannot be read with {config}: {error}") from error
 
 

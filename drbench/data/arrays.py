@@ -91,7 +91,7 @@ class Zipped:
         try:
             archive = zipfile.ZipFile(path)
             self.stream = archive.open(member)
-        except (zipfile.BadZipFile, OSError, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, OSError, KeyError, EOFError, RuntimeError) as error:  # or encrypted
             raise DrbenchError(f"{path}: not readable as .npz with {member} ({error}); get it again") from error
         self.shape, by_column, self.dtype = _header(self.stream, self.name)
         self.start, size = self.stream.tell(), archive.getinfo(member).file_size

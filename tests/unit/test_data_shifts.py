@@ -117,6 +117,18 @@ def test_headers_that_say_nonsense(tmp_path, header):
         arrays.mapped(arrays.alone(path))
 
 
+def test_members_that_cannot_be_opened(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, data=np.zeros(3, np.uint8))
+    content = bytearray(path.read_bytes())
+    for at, value in ((8, 1), (10, 99)):  # encrypted; a compression that nobody knows
+        odd, entry = bytearray(content), content.index(b"PK\x01\x02")
+        odd[entry + at] = odd[at - 2] = value
+        path.write_bytes(odd)
+        with pytest.raises(DrbenchError, match=r"a.npz: not readable as .npz with data.npy"):
+            arrays.Zipped(path, "data")
+
+
 def npy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)

@@ -185,6 +185,9 @@ def test_huggingface_folders_that_are_not_complete(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit", "auto_map": {"AutoConfig": "evil.Config"}}')
     with pytest.raises(DrbenchError, match=r"weights must be in model.safetensors|trust"):
         formats.convert(tmp_path, "huggingface")
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(DrbenchError, match=r"format 'huggingface' cannot be read"):
+        formats.convert(tmp_path, "huggingface")
     with pytest.raises(DrbenchError, match="no image classifier 'llama9'"):
         classifiers.build({"kind": "huggingface", "config": {"model_type": "llama9"}}, SHAPE, 5)
 
