@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 from unittest import mock
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from drbench.api import Defense, Draws
 from drbench.attacks.losses import LOSSES, Loss
 from drbench.attacks.problem import Problem
+from drbench.attacks.views import Answer, Direct
 from drbench.draws import Span, block_key
 
 SAME = 1e-4  # of logits that should be equal, relative to the largest: float32 in another batch
@@ -25,6 +27,8 @@ STEP = 1e-3  # of central differences, in each pixel
 DIRECTIONS = 16
 COSINE = 0.99  # between measured and claimed directional derivatives
 ZERO = 0.01  # share of images that may have no gradient
+PLACES = 4  # random allowed images, near each image, where a surrogate gradient has to lead upwards
+MISLED = 0.75  # share of them where it may fail to: votes rise in steps, so that an honest one fails at a third
 
 
 class Finding(NamedTuple):
@@ -46,9 +50,9 @@ def run(defense: Defense, problem: Problem) -> Iterator[Finding]:
     yield _batch(problem, logits)
     exact = defense.gradient == "exact" and problem.view.faithful
     yield _inference(problem, exact)
+    yield _values(defense, problem)
     yield from _gradients(problem)
-    if exact:
-        yield _differences(problem)
+    yield _differences(problem) if exact else _uphill(problem)
 
 
 def _spans(problem: Problem, step: int = 0) -> list[Span]:
@@ -58,6 +62,18 @@ def _spans(problem: Problem, step: int = 0) -> list[Span]:
 @torch.no_grad()
 def _logits(problem: Problem, x: Tensor | None = None, step: int = 0) -> Tensor:
     return problem.view.rows(problem.x if x is None else x, _spans(problem, step))
+
+
+def _away(problem: Problem, number: int = 0) -> Tensor:
+    """Each image at a random place that the threat allows: what holds at clean images may hold nowhere else."""
+    example = problem.threat.random(problem.x, problem.random(number))
+    return problem.threat.image(example, problem.x)
+
+
+def _scattered(problem: Problem, *places: Tensor) -> Problem:
+    """The first images, all of them at each of some places, with the same draws."""
+    first = torch.arange(min(8, len(problem)))
+    return replace(problem.at(first.repeat(len(places))), x=torch.cat([place[first] for place in places]))
 
 
 def _gap(first: Tensor, second: Tensor) -> float:
@@ -127,6 +143,34 @@ def _inference(problem: Problem, exact: bool) -> Finding:
     return Finding("dynamic", calls > 0 and not exact, f"{calls} gradient calls inside one answer")
 
 
+def _values(defense: Defense, problem: Problem) -> Finding:
+    """What is differentiated has the values of what decides."""
+    part = _scattered(problem, problem.x, _away(problem))
+    with torch.enable_grad():
+        attacked = part.view.rows(part.x.clone().requires_grad_(), _spans(part)).detach()
+    with torch.no_grad():
+        decisive = Direct(defense, part.view.sigma, surrogate=False).rows(part.x, _spans(part))
+    gap = _gap(decisive, attacked)
+    return Finding("attack-values", gap > SAME, f"logits under attack differ by {gap:.1e} from those that decide")
+
+
+def _margins(problem: Problem, x: Tensor, gradient: bool = False) -> Answer:
+    return problem.view.answer(x, problem.y, _spans(problem), 1, Loss("margin"), gradient=gradient)
+
+
+def _uphill(problem: Problem) -> Finding:
+    """A surrogate gradient need not be that of the function, but a step along it does better than one against it."""
+    part, clean = (_scattered(problem, *places) for places in
+                   ([_away(problem, number) for number in range(PLACES)], [problem.x] * PLACES))  # fmt: skip
+    slope = _margins(part, part.x, gradient=True).gradient
+    length = (part.x - clean.x).flatten(1).norm(dim=1, keepdim=True) / 4
+    step = (torch.nn.functional.normalize(slope.flatten(1)) * length).view_as(slope)
+    up, down = (_margins(part, part.x + way * step).loss for way in (1, -1))
+    share = float(((down > up) | (slope == 0).flatten(1).all(1)).double().mean())
+    text = f"at {share:.0%} of random allowed images a step along the gradient is worse than one against it"
+    return Finding("uphill", share > MISLED, text)
+
+
 def _gradients(problem: Problem) -> Iterator[Finding]:
     """Zero and non-finite gradients of each loss; agreement of the gradients of two draws."""
     worst, broken, slopes = ("", 0.0), 0, []
@@ -150,16 +194,17 @@ def _gradients(problem: Problem) -> Iterator[Finding]:
 
 
 def _differences(problem: Problem) -> Finding:
-    """Directional derivatives of the margin of each image, by central differences and by autograd."""
-    part = problem.at(torch.arange(min(8, len(problem))))
-    spans = _spans(part)
-    slope = part.view.answer(part.x, part.y, spans, 1, Loss("margin")).gradient
+    """Directional derivatives of the margin of each image, by central differences and by autograd.
+
+    The median over the images and as many random allowed ones, the lower of two: wrong at half of them is wrong.
+    """
+    part = _scattered(problem, problem.x, _away(problem))
+    slope = _margins(part, part.x, gradient=True).gradient
     rng = Draws([Span(block_key(0, "", 0.0, "audit/directions", 0), 0, DIRECTIONS)])
     signs = rng.randn(DIRECTIONS, *part.x.shape[1:]).sign().to(part.x)
     measured, claimed = [], []
     for sign in signs:
-        up, down = (part.view.answer(part.x + h * sign, part.y, spans, 1, Loss("margin"), gradient=False).loss
-                    for h in (STEP, -STEP))  # fmt: skip
+        up, down = (_margins(part, part.x + h * sign).loss for h in (STEP, -STEP))
         measured.append((up - down) / (2 * STEP))
         claimed.append((slope * sign).flatten(1).sum(1))
     measured, claimed = torch.stack(measured), torch.stack(claimed)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from drbench import norms
 from drbench.attacks.flow import warp
+from drbench.draws import Draws
 from drbench.errors import DrbenchError
 
 TINY = 1e-12
@@ -81,6 +82,10 @@ class Threat:
             delta = normal * self.eps / (_norm(normal) + TINY)
         return self.project(x + delta, x)
 
+    def random(self, x: Tensor, draws: Draws) -> Tensor:
+        """A random allowed example for each image, from a row of `draws` each."""
+        return self.start(x, draws.rand(*x.shape), draws.randn(*x.shape))
+
     def repair(self, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images that pass `norms.feasible`, and (B,) bool where the clean image had to be put in place.
 
@@ -114,6 +119,9 @@ class FlowThreat(Threat):
 
     def image(self, example, x):
         return warp(x, example).clamp(0, 1)
+
+    def random(self, x, draws):
+        return self.eps * (2 * draws.rand(*self.none(x).shape) - 1)
 
     def repair(self, example, x):
         bound = _down(torch.tensor(self.eps, dtype=torch.float64))

@@ -11,6 +11,7 @@ from drbench import record
 from drbench.api import Defense
 from drbench.attacks import probes
 from drbench.attacks.audit import audit
+from drbench.attacks.cascade import Cascade
 from drbench.attacks.oracle import Keys
 from drbench.attacks.presets import member
 from drbench.attacks.problem import Problem
@@ -147,6 +148,70 @@ class Searching(Masked):
         return self.scores(z + (step if self.whole else step.detach()) / 100)
 
 
+class Slope(torch.autograd.Function):
+    """The identity, with a gradient of its own making."""
+
+    @staticmethod
+    def forward(ctx, z, made):
+        ctx.save_for_backward(z)
+        ctx.made = made
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return ctx.made(*ctx.saved_tensors, slope), None
+
+
+def on_grid(z):
+    """Whether images hold nothing but the 17 grey levels of the digits: as clean ones do, and no other."""
+    return ((16 * z).round() == 16 * z).flatten(1).all(1)[:, None, None, None]
+
+
+class Distant(Masked):
+    """The gradient is right at clean images, and has the wrong sign everywhere else."""
+
+    def logits(self, z, sigma, draws):
+        return self.scores(Slope.apply(z, lambda z, slope: slope.where(on_grid(z), -slope)))
+
+
+class Downhill(Masked):
+    """A gradient of the wrong sign, declared as a surrogate."""
+
+    gradient = "surrogate"
+
+    def logits(self, z, sigma, draws):
+        return self.scores(Slope.apply(z, lambda z, slope: -slope))
+
+
+class Elsewhere(Masked):
+    """Attackers are given another network."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = load("adversarial_training", "digits/adversarial_training")
+
+    def attack_logits(self, z, sigma, draws):
+        return self.other.logits(z, sigma, draws)
+
+
+class Watchful(Masked):
+    """Answers otherwise while it is differentiated."""
+
+    gradient = "surrogate"
+
+    def logits(self, z, sigma, draws):
+        return self.scores(z.flip(3) if z.requires_grad else z)
+
+
+class Wary(Masked):
+    """Random without saying so, at other images than clean ones."""
+
+    gradient = "surrogate"
+
+    def logits(self, z, sigma, draws):
+        return self.scores(torch.where(on_grid(z), z, z + 0.1 * torch.randn_like(z)))
+
+
 class Training(Masked):
     def logits(self, z, sigma, draws):
         return self.scores(z)
@@ -159,8 +224,8 @@ def flags(defense, norm="l2", eps=0.5, sigma=0.0, images=IMAGES, **settings):
     return {each.check: each.text for each in audit(suite, images.x, images.y, images.ids, found) if each.flag}
 
 
-def probed(defense):
-    problem = Problem.of(Direct(defense), threat("l2", 0.5), IMAGES.x, IMAGES.y, IMAGES.ids, "test")
+def probed(defense, norm="l2", eps=0.5):
+    problem = Problem.of(Direct(defense), threat(norm, eps), IMAGES.x, IMAGES.y, IMAGES.ids, "test")
     return [each.check for each in probes.run(defense, problem) if each.flag]
 
 
@@ -174,16 +239,26 @@ def probed(defense):
         (Hidden, "hidden-randomness"),
         (Probabilities, "softmax"),
         (BatchNormed, "batch-dependence"),
+        (Distant, "gradient-check"),
+        (Downhill, "uphill"),
+        (Elsewhere, "attack-values"),
+        (Watchful, "attack-values"),
+        (Wary, "attack-values"),
     ],
 )
-def test_gradient_masking_is_flagged_before_any_attack(planted, flag):
-    assert flag in probed(planted().eval())
+@pytest.mark.parametrize("norm, eps", [("l2", 0.5), ("stadv", 0.4)])
+def test_gradient_masking_is_flagged_before_any_attack(planted, flag, norm, eps):
+    assert flag in probed(planted().eval(), norm, eps)
 
 
 def test_gradients_inside_an_answer_are_flagged_unless_they_are_passed_on():
     assert probed(Searching(whole=True).eval()) == []
     assert probed(Searching(whole=False).eval()) == ["gradient-check"]
     assert probed(Searching(whole=False, gradient="surrogate").eval()) == ["dynamic"]
+
+
+def test_the_surrogate_gradient_of_a_cascade_raises_no_flag():
+    assert probed(Cascade(load("denoised", *DENOISED), [0.25, 0.5], votes=5).eval()) == []
 
 
 def test_training_mode_is_flagged():
