@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from drbench.api import Draws
+from drbench.api import Draws, DrbenchError
 from drbench.certifiers import batching
 
 
@@ -34,3 +34,15 @@ def test_both_texts_of_a_full_host_are_known():
         torch.empty(10**15)
     assert batching.is_out_of_memory(caught.value)
     assert not batching.is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(("answer", "name"), [(None, "NoneType"), ((torch.zeros(4, 2), 1), "tuple")])
+def test_an_answer_that_is_no_tensor_is_named(answer, name):
+    class Answers(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def logits(self, z, sigma, draws):
+            return answer
+
+    with pytest.raises(DrbenchError, match=rf"Answers.logits: expected a tensor .*, got {name}"):
+        batching.Forward(Answers(), 0.5, 4)(torch.rand(4, 1, 2, 2), Draws.seeded(0, 4))
