@@ -271,6 +271,8 @@ def _guarded(path, action):
         return action()
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise DrbenchError(f"{path}: {str(error).strip()}") from error
+    except TypeError as error:  # omegaconf has no error of its own for this, and names no key
+        raise DrbenchError(f"{path}: {error}: a list is given where a mapping is expected, or the reverse") from error
 
 
 def _unnamed(key: str, values, named: Sequence[str]):

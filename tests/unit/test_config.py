@@ -67,6 +67,7 @@ def test_override_wins_and_replaces_a_swept_key(tmp_path):
         ("defense: {name: constant}", ["certify.protocol=paper_code"], "only with certify.kind: cascade"),
         ("defense: {name: constant}\nsweep: {certify.sigma: 3}", [], "list of values under sweep"),
         ("defense: {name: constant}\nsweep: {certify.sgima: [3]}", [], "sgima"),
+        ("defense: {name: constant}", ["defense.args=[1]"], "a list is given where a mapping is expected"),
         ("defense: {name: constant}", ["certify.n"], "form key=value"),
         ("defense: {name: '${oc.env:HOME}'}", [], "interpolation"),
         ("defense: {name: constant}", ["title=${oc.env:HOME}"], "interpolation"),
