@@ -36,12 +36,18 @@ def find(name: str) -> type:
     if name not in known:
         raise DrbenchError(f"unknown defense {name!r}{did_you_mean(name, known)}")
     try:
-        return resolve_name(known[name])
+        found = resolve_name(known[name])
     except Exception as error:  # another package's module may fail in any way
         raise DrbenchError(
             f"defense {name!r} is registered as {known[name]} but cannot be imported: {error}; "
             "reinstall its package, or correct the entry point"
         ) from error
+    if not hasattr(found, "from_checkpoint"):  # of `api.Defense`, which loads torch: this file does not
+        raise DrbenchError(
+            f"defense {name!r} is registered as {known[name]}, which is a {type(found).__name__}; expected a class "
+            "derived from drbench.api.Defense, as MODULE:CLASS: correct the entry point"
+        )
+    return found
 
 
 def check_args(name: str, cls: type, args: Mapping) -> None:

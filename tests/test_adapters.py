@@ -109,7 +109,9 @@ def test_entry_points_of_other_packages(tmp_path, monkeypatch):
     info = tmp_path / "acme-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\nfine = noisy_mlp:NoisyMLP\nbroken = nowhere:Nothing\n")
+    targets = {"fine": "noisy_mlp:NoisyMLP", "broken": "nowhere:Nothing", "function": "noisy_mlp:fit_classifier"}
+    lines = [f"{name} = {target}\n" for name, target in targets.items()]
+    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{''.join(lines)}")
     (tmp_path / "noisy_mlp.py").write_text(blocks()["noisy_mlp.py"])
     monkeypatch.syspath_prepend(tmp_path)
     from drbench import catalogue
@@ -119,5 +121,7 @@ def test_entry_points_of_other_packages(tmp_path, monkeypatch):
     assert registry.find("acme/fine").__name__ == "NoisyMLP"
     with pytest.raises(DrbenchError, match=r"acme/broken.*nowhere:Nothing.*cannot be imported"):
         registry.find("acme/broken")
+    with pytest.raises(DrbenchError, match=r"acme/function.*which is a function.*expected a class derived from"):
+        registry.find("acme/function")
     with pytest.raises(DrbenchError, match="did you mean 'acme/fine'"):
         registry.find("acme/fin")
