@@ -120,8 +120,8 @@ class Defense(nn.Module, ABC):
     def fit(self, x: Tensor, y: Tensor, recipe, log) -> None:
         """Train in place on clean images `x` (N, C, H, W) in [0, 1] with labels `y` (N,) int64.
 
-        `recipe` is a `drbench.recipe.Recipe`; `log(step, loss)` is called after every step. What is trained is listed
-        by `trained()`.
+        `recipe` is a `drbench.recipe.Recipe`, whose `seed` decides all random numbers; `log(step, loss)` is called
+        after every step. What is trained is listed by `trained()`.
         """
         raise DrbenchError(f"{type(self).__name__} is evaluation-only: it has no training; see its README")
 

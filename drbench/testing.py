@@ -13,6 +13,7 @@ On the command line: `drbench check NAME`.
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,6 +64,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         adapter.check_devices,
         engines.check_certifiable,
         engines.check_trainable,
+        engines.check_fit_seeded,
         adapter.check_documented,
     )
 }
@@ -110,13 +112,17 @@ def check(defense_class: type[Defense], report: Callable[[Result], None] | None 
     """
     results = []
     for name, run in checks_for(defense_class):
-        results.append(_result(name, run))
+        results.append(_result(name, run, _file(defense_class)))
         if report is not None:
             report(results[-1])
     return results
 
 
-def _result(name: str, run: Callable[[], None]) -> Result:
+def _file(defense_class: type[Defense]) -> str | None:
+    return getattr(sys.modules.get(defense_class.__module__), "__file__", None)
+
+
+def _result(name: str, run: Callable[[], None], file: str | None) -> Result:
     start, status, message = time.perf_counter(), "ok", ""
     try:
         run()
@@ -125,7 +131,8 @@ def _result(name: str, run: Callable[[], None]) -> Result:
     except Failure as failure:
         status, message = "failed", str(failure)
     except Exception as error:  # an adapter may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])  # the author's line
         status, message = (
             "failed",
             f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})",

@@ -1,12 +1,14 @@
 """The conformance suite is tested with planted faults: each must be caught by the check that names it."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from drbench.api import Defense, DrbenchError
-from drbench.conformance import adapter
+from drbench.conformance import adapter, calls
 from drbench.testing import CHECKS, Failure, checks_for, parametrize_with_checks
 from drbench.training import train
 
@@ -85,11 +87,24 @@ class Unattackable(Rounded):
         return (z * 255).round() / 255
 
 
-CORRECT = [Plain, Affine, Noisy, Rounded, Unattackable]
+class Locked(Plain):
+    """Lets one call in at a time: slow, not wrong."""
+
+    def __init__(self, input_shape=(1, 8, 8), num_classes=10):
+        super().__init__(input_shape, num_classes)
+        self.lock = threading.Lock()
+
+    def logits(self, z, sigma, draws):
+        with self.lock:
+            return super().logits(z, sigma, draws)
+
+
+CORRECT = [Plain, Affine, Noisy, Rounded, Unattackable, Locked]
 
 
 @parametrize_with_checks(CORRECT)
-def test_correct_adapters_pass(check):
+def test_correct_adapters_pass(check, monkeypatch):
+    monkeypatch.setattr(calls, "PATIENCE", 0.1)
     check()
 
 
@@ -163,6 +178,35 @@ def idle(self, x, y, recipe, log):
         log(step, 1 / step)
 
 
+def fit_at_random(self, x, y, recipe, log):
+    def loss(rng):
+        return nn.functional.cross_entropy(self.classifier(x + 0.1 * torch.randn_like(x)), y)
+
+    train(self.classifier, loss, recipe, log)
+
+
+class TwoNetworks(Plain):
+    """A learned scale before the classifier; correct."""
+
+    def __init__(self, input_shape=(1, 8, 8), num_classes=10):
+        super().__init__(input_shape, num_classes)
+        self.scale = nn.Conv2d(input_shape[0], input_shape[0], 1)
+
+    def before(self, z, draws):
+        return self.scale(z)
+
+    def nfe(self, sigma):
+        return {"classifier": 1, "scale": 1}
+
+    def fit(self, x, y, recipe, log):
+        train(self, lambda rng: nn.functional.cross_entropy(self.classifier(self.scale(x)), y), recipe, log)
+
+
+def keep_a_list(self, z, draws):
+    self.__dict__.setdefault("seen", []).append(z.mean())
+    return z
+
+
 def by_the_clock(z):
     generator = torch.Generator()
     generator.seed()
@@ -205,12 +249,18 @@ faulty("declarations", ["num_classes", "10", "None"], "NoClasses",
        __init__=changed(lambda self: delattr(self, "num_classes")))
 faulty("declarations", ["gradient", "'approximate'"], "UnknownGradient", gradient="approximate")
 faulty("declarations", ["citation"], "NoCitation", citation="")
+faulty("declarations", ["int or float", "float32"], "NumpyLevels",
+       __init__=changed(lambda self: setattr(self, "sigmas", tuple(np.float32([0.1, 0.25])))))
+faulty("tiny_size", ["expected a NoReturn", "got NoneType"], "NoReturn", tiny=classmethod(lambda cls, *size: None))
 faulty("tiny_size", ["parameters", "100,000"], "Huge", tiny=tiny(width=2000))
 faulty("shape_dtype", ["float64"], "Double", **after(lambda logits: logits.double()))
 faulty("shape_dtype", ["(8, 10)", "(8, 11)"], "ExtraClass",
        **after(lambda logits: nn.functional.pad(logits, (0, 1))))
 faulty("shape_dtype", ["(1, 10)", "(10,)"], "Squeezed", **after(torch.squeeze))
 faulty("shape_dtype", ["8 of 8 rows", "NaN"], "NotFinite", **before(lambda z: z * float("nan")))
+faulty("shape_dtype", ["got tuple", "nothing beside"], "Pair", **after(lambda logits: (logits, None)))
+faulty("shape_dtype", ["2 of 2 flat images", "denominator"], "Standardised",
+       **before(lambda z: (z - z.mean((1, 2, 3), True)) / z.std((1, 2, 3), keepdim=True)))
 faulty("logits_not_probabilities", ["softmax"], "Softmax", **after(lambda logits: logits.softmax(1)))
 faulty("undeclared_sigma", ["-0.1", "got an answer", "self.require(sigma)"], "Unchecked",
        logits=lambda self, z, sigma, draws: self.classifier(z))
@@ -222,6 +272,7 @@ faulty("pure", ["norm.running_mean", "BatchNorm"], "NormState", TrainingNorm)
 faulty("pure", ["train and eval mode"], "SwitchesMode",
        before=lambda self, z, draws: self.classifier.train() and z)
 faulty("pure", ["second identical call", "count calls"], "Counting", before=count_calls)
+faulty("pure", ["seen grows", "keeps nothing"], "Growing", before=keep_a_list)
 faulty("side_by_side", ["keep nothing of a call"], "KeepsItsInput", logits=keep_the_input)
 faulty("rng_only", ["torch", "draws.randn"], "GlobalTorch", randomized=True,
        **before(lambda z: z + 0.1 * torch.randn_like(z)))
@@ -252,6 +303,9 @@ faulty("lipschitz", ["above the declared", "false"], "SmallConstant", Affine,
        lipschitz=property(lambda self: 0.9 * Affine.lipschitz.fget(self)))
 faulty("nfe", ["classifier: 2 calls per row, counted were classifier: 1"], "WrongCost", nfe=Noisy.nfe)
 faulty("nfe", ["counted were no", "list every network"], "UnlistedNetwork", networks=lambda self: {})
+faulty("nfe", ["nfe returns 2", "a dict"], "BareCount", nfe=lambda self, sigma: 2)
+faulty("nfe", ["runs scale outside of networks() (classifier)"], "HidesNetwork", TwoNetworks, nfe=Plain.nfe,
+       networks=lambda self: {"classifier": self.classifier})
 faulty("state_round_trip", ["register_buffer"], "HiddenState",
        __init__=changed(lambda self: setattr(self, "shift", torch.rand(1))),
        before=lambda self, z, draws: z + self.shift)
@@ -263,6 +317,10 @@ faulty("trainable", ["changes no weight"], "Idle", fit=idle)
 faulty("trainable", ["log(step, loss)", "0 calls"], "Silent", fit=lambda self, x, y, recipe, log: None)
 faulty("trainable", ["do not lower the loss", "sign"], "Ascends", fit=ascend)
 faulty("trainable", ["diverged"], "Diverges", fit=diverge)
+faulty("trainable", ["scale.weight", "trained() names classifier"], "TrainsMore", TwoNetworks,
+       trained=lambda self: ("classifier",))
+faulty("certifiable", ["expected a tensor", "NoneType"], "Answerless", **after(lambda logits: None))
+faulty("fit_seeded", ["classifier.1.weight", "recipe.seed"], "FitsAtRandom", fit=fit_at_random)
 # fmt: on
 
 

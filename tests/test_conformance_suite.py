@@ -1,6 +1,7 @@
 """How the conformance suite reads documents, runs, reports and meets pytest."""
 
 import contextlib
+import inspect
 import json
 import math
 
@@ -87,6 +88,16 @@ def test_check_reports_each_result_and_never_raises():
     assert broken.status == "failed"
     assert broken.message.startswith("ZeroDivisionError") and "test_conformance_suite.py" in broken.message
     json.dumps([vars(result) for result in results])
+
+
+def test_a_crash_is_reported_at_the_line_of_the_adapter():
+    class Narrow(Jittered):
+        def logits(self, z, sigma, draws):
+            return self.classifier(z[:, :, 1:])  # the line, though torch raises
+
+    (result,) = {each.message for each in check(Narrow) if each.check == "shape_dtype" and each.shape == "1x8x8"}
+    line = inspect.getsourcelines(Narrow.logits)[1] + 1
+    assert result.startswith("RuntimeError") and result.endswith(f"(test_conformance_suite.py, line {line})")
 
 
 class Still(Jittered):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from drbench.api import Defense
 from drbench.conformance.case import TOLERANCE, Case, Skip, ends, expect, gaps, scores
 from drbench.cost import measured_nfe
 
@@ -59,10 +60,11 @@ def check_declarations(case: Case) -> None:
     """Every declaration is present and says something possible."""
     defense = case.fresh()
     sigmas = getattr(defense, "sigmas", None)
-    real = isinstance(sigmas, tuple) and all(isinstance(s, Real) and math.isfinite(s) and s >= 0 for s in sigmas)
+    # float32 of numpy is a `Real` too, but its 0.1 is not the 0.1 of a config.
+    real = isinstance(sigmas, tuple) and all(isinstance(s, int | float) and math.isfinite(s) and s >= 0 for s in sigmas)
     expect(
         real and len(sigmas) > 0 and all(a < b for a, b in pairwise(sigmas)),
-        f"sigmas: expected a non-empty, increasing tuple of numbers >= 0, got {sigmas!r}",
+        f"sigmas: expected a non-empty, increasing tuple of int or float >= 0, got {sigmas!r}",
     )
     lost = [sigma for sigma in sigmas if not defense.accepts(sigma)]
     expect(not lost, f"accepts() is false for the declared levels {lost}: sigmas and accepts() must agree")
@@ -100,7 +102,9 @@ def check_nfe(case: Case) -> None:
     """The rows that pass through each network, counted, are those that `nfe` declares (at most), at every level."""
     defense = case.fresh()
     for sigma in defense.sigmas:
-        declared = {name: calls for name, calls in defense.nfe(sigma).items() if calls}
+        nfe = defense.nfe(sigma)
+        expect(isinstance(nfe, dict), f'sigma {sigma:g}: nfe returns {nfe!r}, expected a dict, e.g. {{"network": 1}}')
+        declared = {name: calls for name, calls in nfe.items() if calls}
         per_row = measured_nfe(defense, sigma, rows=4)
         within = all(calls <= declared.get(name, 0) for name, calls in per_row.items())
         expect(
@@ -109,6 +113,36 @@ def check_nfe(case: Case) -> None:
             f"{_calls(per_row)} in networks() ({', '.join(defense.networks()) or 'none'}): correct nfe, or list every "
             "network in networks()",
         )
+        hidden = _uncounted(defense, sigma)
+        expect(
+            not hidden,
+            f"sigma {sigma:g}: `logits` runs {', '.join(hidden)} outside of networks() "
+            f"({', '.join(defense.networks()) or 'none'}), so that its cost is not counted: list it there and in nfe, "
+            "and call `network(...)`, not its methods",
+        )
+
+
+def _uncounted(defense: Defense, sigma: float) -> list[str]:
+    """Modules with weights of their own that one call of `logits` runs while none of `networks()` is running."""
+    networks, running, found = set(defense.networks().values()), [], {}
+
+    def enter(module, args) -> None:
+        if module in networks:
+            running.append(module)
+        elif not running and list(module.parameters(recurse=False)):
+            found[module] = True
+
+    def leave(module, args, output) -> None:
+        if module in networks:
+            running.pop()
+
+    modules = {module: name for name, module in defense.named_modules()}
+    hooks = [hook for module in modules
+             for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]  # fmt: skip
+    measured_nfe(defense, sigma)
+    for hook in hooks:
+        hook.remove()
+    return [modules[module] for module in found]
 
 
 def _calls(per_row: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -16,6 +17,8 @@ from drbench.conformance.case import TOLERANCE, Case, ends, expect, gaps, global
 from drbench.draws import Draws
 from drbench.errors import DrbenchError
 
+PATIENCE = 5  # seconds for the other call: one that waits for a lock of the held call, or failed, never comes
+
 # ---- values ------------------------------------------------------------------------------------------------
 
 
@@ -25,6 +28,11 @@ def check_shape_dtype(case: Case) -> None:
     for sigma in defense.sigmas:
         for rows in (8, 1):
             logits = scores(defense, case.noisy(rows, sigma), sigma)
+            expect(
+                isinstance(logits, Tensor),
+                f"sigma {sigma:g}: expected logits, a tensor, got {type(logits).__name__}: return the scores, and "
+                "nothing beside them",
+            )
             wanted, got = ((rows, case.num_classes), torch.float32), (tuple(logits.shape), logits.dtype)
             expect(got == wanted, f"sigma {sigma:g}: expected logits of (shape, dtype) {wanted}, got {got}")
             bad = int((~logits.isfinite()).any(1).sum())
@@ -32,6 +40,14 @@ def check_shape_dtype(case: Case) -> None:
                 bad == 0,
                 f"sigma {sigma:g}: {bad} of {rows} rows hold NaN or infinite logits: find the overflow, log(0) or 0/0",
             )
+    if 0 in defense.sigmas:
+        black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, *case.shape)
+        bad = int((~scores(defense, black_and_white, 0.0).isfinite()).any(1).sum())
+        expect(
+            bad == 0,
+            f"sigma 0: {bad} of 2 flat images, black and white, give NaN or infinite logits: look for a norm or a "
+            "deviation of the image in a denominator, and for log(0)",
+        )
 
 
 def check_logits_not_probabilities(case: Case) -> None:
@@ -93,11 +109,12 @@ def check_pure(case: Case) -> None:
     for sigma in ends(defense):
         z, calls = case.noisy(8, sigma), []
         before, state = z.clone(), {name: value.clone() for name, value in defense.state_dict().items()}
-        modes = [module.training for module in defense.modules()]
+        modes, kept = [module.training for module in defense.modules()], []
         for _ in range(2):
             # The same global seed for both calls: a use of the global generators is for `rng_only` to report.
             with global_seed(0), torch.inference_mode():
                 calls.append(defense.logits(z, sigma, Draws.seeded(0, len(z))).clone())
+            kept.append(_containers(defense))
         expect(
             torch.equal(z, before),
             f"sigma {sigma:g}: `logits` edits its input in place: clone it, or avoid `*_` and `+=`",
@@ -118,6 +135,22 @@ def check_pure(case: Case) -> None:
             f"sigma {sigma:g}: a second identical call differs by {gap:.2g}: do not count calls or keep "
             "results between them",
         )
+        growing = [name for name, size in kept[1].items() if size != kept[0].get(name)]
+        expect(
+            not growing,
+            f"sigma {sigma:g}: {', '.join(growing)} grows with every call, and a run makes millions: a call keeps "
+            "nothing in the defense",
+        )
+
+
+def _containers(defense: Defense) -> dict[str, int]:
+    """The sizes of all lists, dicts and the like that are attributes of a module. A table for a level may be kept."""
+    return {
+        f"{name}.{attribute}".lstrip("."): len(value)
+        for name, module in defense.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, list | dict | set | deque)
+    }
 
 
 def check_side_by_side(case: Case) -> None:
@@ -149,7 +182,7 @@ class _Overtaken:
     def _hold(self, module, args) -> None:
         if get_ident() == self.thread and not self.inside.is_set():
             self.inside.set()
-            self.go_on.wait()
+            self.go_on.wait(PATIENCE)
 
     def call(self, work: Callable) -> Tensor:
         self.thread = get_ident()

@@ -36,7 +36,12 @@ class Case:
     def fresh(self, seed: int = 0) -> Defense:
         """A new miniature in eval mode; `seed` fixes its random weights."""
         with global_seed(seed):
-            return self.defense_class.tiny(self.shape, self.num_classes).eval()
+            made = self.defense_class.tiny(self.shape, self.num_classes)
+        expect(
+            isinstance(made, Defense),
+            f"tiny(): expected a {self.defense_class.__name__}, got {type(made).__name__}; `return cls(...)`",
+        )
+        return made.eval()
 
     def noisy(self, rows: int, sigma: float) -> Tensor:
         """(rows, C, H, W) float32: uniform pixels plus sigma times a standard normal, always the same."""

@@ -50,8 +50,15 @@ def check_trainable(case: Case) -> None:
     before = _cross_entropy(defense, x, y)
     falls = [_quarters(curve) for curve in _fit(defense, x, y)]
     after = _cross_entropy(defense.eval(), x, y)
-    still = all(torch.equal(value, state[name]) for name, value in defense.state_dict().items())
-    expect(not still, "`fit` changes no weight: does its optimizer hold the parameters of this object?")
+    changed = [name for name, value in defense.state_dict().items() if not torch.equal(value, state[name])]
+    expect(bool(changed), "`fit` changes no weight: does its optimizer hold the parameters of this object?")
+    parts = tuple(f"{child}." for child in defense.trained())
+    lost = [name for name in changed if not name.startswith(parts)]
+    expect(
+        not lost,
+        f"`fit` changes {', '.join(lost)}, but trained() names {', '.join(defense.trained()) or 'nothing'}, and "
+        "`drbench train` writes these children alone: name every child that `fit` changes, keep weights inside them",
+    )
     expect(math.isfinite(after), f"after `fit` the cross-entropy of the images is {after}: it diverged")
     quarters = ", ".join(f"{first:.3g} -> {last:.3g}" for first, last in falls)
     expect(
@@ -59,6 +66,26 @@ def check_trainable(case: Case) -> None:
         f"20 steps of `fit` on 64 images do not lower the loss (first -> last quarter: {quarters}; "
         f"cross-entropy of the logits: {before:.3g} -> {after:.3g}): look at the sign of the loss, at "
         "zero_grad and at the labels",
+    )
+
+
+def check_fit_seeded(case: Case) -> None:
+    """Two steps of `fit` with one `recipe.seed` end at the same weights under any global seed."""
+    from drbench.training import Recipe
+
+    ends, (x, y) = [], _toy_problem(case)
+    for seed in (1, 2):
+        defense = case.fresh()
+        if type(defense).fit is Defense.fit:
+            raise Skip("fit is not implemented: the adapter is evaluation-only")
+        with global_seed(seed):
+            defense.fit(x.clone(), y.clone(), Recipe(steps=2, batch=32, warmup=0), lambda step, loss: None)
+        ends.append(defense.state_dict())
+    moved = [name for name, value in ends[0].items() if not torch.allclose(value, ends[1][name], 1e-4, 1e-6)]
+    expect(
+        not moved,
+        f"two trainings with the same recipe.seed end at different weights ({', '.join(moved[:3])}): take all "
+        "randomness of `fit` from recipe.seed, e.g. by the generator that drbench.training.train hands to the loss",
     )
 
 
