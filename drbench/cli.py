@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from fractions import Fraction
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument(
                 "--strict", action="store_true", help="exit with 1 if the audit of an attack raises a flag"
             )
-            made.add_argument("--limit", type=_positive, help="only the first N images; marks the result partial")
+            made.add_argument("--limit", type=_at_least(1), help="only the first N images; marks the result partial")
             _add_options(made)
     for name, text in (
         ("resume", "finish the runs in these folders"),
@@ -94,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "resume":
             _add_options(made)
         if name == "status":
-            made.add_argument("--watch", type=float, metavar="SECONDS", help="look again and again")
+            made.add_argument("--watch", type=_at_least(0, float), metavar="SECONDS", help="look again and again")
     for name, text in (
         ("table", "certified accuracy at radii, or robust accuracy under attack, as Markdown, CSV and LaTeX"),
         ("plot", "accuracy against radius, or against eps of attacks, as PNG and SVG"),
@@ -127,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
     which = made.add_mutually_exclusive_group()
     which.add_argument("--images", nargs="+", metavar="ID", help="ids of images in the data set")
-    which.add_argument("--first", type=_positive, metavar="N", help="the first N that all runs have done (default: 3)")
+    which.add_argument(
+        "--first", type=_at_least(1), metavar="N", help="the first N that all runs have done (default: 3)"
+    )
     made.add_argument("--out", type=_stem, required=True, help="path without suffix: PNG, SVG, JSON with alt text")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
@@ -153,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     made = verb("reproduce", "a table of a paper: what is missing, the runs that can be made, the table")
     made.add_argument("items", nargs="+", metavar="KEY|KEY=VALUE", help="key of the table, or `list`; and overrides")
     made.add_argument("--out", type=Path, help="parent of runs/ and of the table (default: results/<data set>)")
-    made.add_argument("--limit", type=_positive, help="only the first N images; marks the results partial")
+    made.add_argument("--limit", type=_at_least(1), help="only the first N images; marks the results partial")
     _add_options(made)
     for name, actions in (("weights", ("list", "fetch", "add", "convert", "verify")),
                           ("data", ("list", "fetch", "add", "verify"))):  # fmt: skip
@@ -172,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th image from the I-th on")
-    made.add_argument("--max-errors", type=int, default=10, help="images that may fail before the run stops")
+    made.add_argument("--max-errors", type=_at_least(0), default=10, help="images that may fail before the run stops")
     made.add_argument("--retry-errors", action="store_true", help="do images again that were recorded as errors")
 
 
@@ -206,15 +209,26 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number >= 1, got {text}")
-    return number
+def _at_least(least: int, kind: type = int):
+    """A parser of numbers that are not below `least`."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not number >= least:
+            raise argparse.ArgumentTypeError(f"expected a number >= {least}, got {text!r}")
+        return number
+
+    return parse
 
 
 def _radius(text: str) -> float:
-    return float(Fraction(text))
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"expected a radius such as 0.5 or 2/255, got {text!r}") from error
 
 
 def _shard(text: str) -> tuple[int, int]:

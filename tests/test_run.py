@@ -437,6 +437,21 @@ def test_a_stem_is_asked_for(stem, tmp_path, reference):
         assert end.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table", "results", "--radii", "1/0"], "a radius such as 0.5 or 2/255, got '1/0'"),
+        (["run", str(UNDEFENDED), "--limit", "all"], "a number >= 1, got 'all'"),
+        (["run", str(UNDEFENDED), "--max-errors", "-3"], "a number >= 0, got '-3'"),
+        (["status", "results", "--watch", "-1"], "a number >= 0, got '-1'"),
+    ],
+)
+def test_odd_numbers_are_explained(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_a_changed_defense_is_noticed(tmp_path, monkeypatch, capsys):
     from drbench import header
 
