@@ -53,14 +53,14 @@ class Cost(NamedTuple):
     name: str
     sigmas: str
     images: int
-    rows: float  # of the config's own mode if it is fixed: all scales of a cascade
-    evaluations: float
-    seconds: float
-    early_rows: float  # mode sequential; NaN where there is none
-    early_seconds: float
-    memory: float  # bytes, peak of the process or of the accelerator
-    disk: float  # bytes
-    pilot: int  # images behind the estimate of early_rows
+    rows: float = 0.0  # of the config's own mode if it is fixed: all scales of a cascade
+    evaluations: float = 0.0
+    seconds: float = 0.0
+    early_rows: float = math.nan  # mode sequential; NaN where there is none
+    early_seconds: float = math.nan
+    memory: float = 0.0  # bytes, peak of the process or of the accelerator
+    disk: float = 0.0  # bytes
+    pilot: int = 0  # images behind the estimate of early_rows
     random: str = ""  # "data", "weights" or both, that were not here
     attack: bool = False  # then its rows are evaluations of the whole defense
     slow: bool = False  # then seconds are those of single calls times their number
@@ -74,59 +74,58 @@ def measure(cells: Sequence[DictConfig]) -> list[Cost]:
 
 def _measure(cell: DictConfig, resident: dict) -> Cost:
     cell, images, count, absent = _stand_ins(cell)
-    spec, defense, batch_rows = cell.certify, prepare(cell, images, resident), cell.run.batch_rows
-    name, scales = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part), config.levels(cell)
+    defense, scales, attack = prepare(cell, images, resident), config.levels(cell), cell.task == "attack"
+    name = " ".join(part for part in (cell.defense.name, cell.defense.variant) if part)
+    name += f" {cell.attack.norm} {cell.attack.eps}" if attack else ""
+    line = STORED + 2 * images.x[0].nbytes if attack else _line(header.engine(cell, images, defense), scales, images)
     sigmas = ", ".join(f"{sigma:g}" for sigma in scales)
-    if cell.task == "attack":
-        name += f" {cell.attack.norm} {cell.attack.eps}"
+    about = Cost(name, sigmas, count, disk=count * line, random=absent, attack=attack)
     draws = {sigma: first_calls.seconds_per_draw(defense, sigma) for sigma in scales}
     if max(draws.values()) > PATIENCE:
-        return _by_calls(cell, images, count, defense, draws)._replace(name=name, sigmas=sigmas, random=absent)
-    if cell.task == "attack":
-        spent = attack_planning.measure(cell, images, count, defense)
-        return Cost(
-            name, sigmas, count, *spent, math.nan, math.nan,
-            _peak(defense), count * (STORED + 2 * images.x[0].nbytes), 0, absent, attack=True,
-        )  # fmt: skip
+        about = _by_calls(about, cell, images, defense, draws)
+    elif attack:
+        rows, evaluations, seconds = attack_planning.measure(cell, images, count, defense)
+        about = about._replace(rows=rows, evaluations=evaluations, seconds=seconds)
+    else:
+        about = _by_pilot(about, cell, images, defense)
+    return about._replace(memory=max(about.memory, _peak(defense)))
+
+
+def _by_calls(about: Cost, cell: DictConfig, images: Images, defense: Defense, draws: dict[float, float]) -> Cost:
+    """Where a pilot would take too long: by the seconds of a draw at each noise level."""
+    calls = {sigma: sum(defense.nfe(sigma).values()) for sigma in draws}
+    if about.attack:
+        gradients, forwards = attack_planning.counted(cell, images, about.images, defense)
+        rows, evaluations = gradients + forwards, (gradients + forwards) * max(calls.values())
+        seconds = ((1 + BACKWARD) * gradients + forwards) * max(draws.values())
+    else:
+        drawn = about.images * (header.engine(cell, images, defense)["n0"] + cell.certify.n)
+        rows, evaluations, seconds = (drawn * each for each in (len(draws), sum(calls.values()), sum(draws.values())))
+    return about._replace(rows=rows, evaluations=evaluations, seconds=seconds, slow=True)
+
+
+def _by_pilot(about: Cost, cell: DictConfig, images: Images, defense: Defense) -> Cost:
+    """Of a certification, by timed batches at each noise level."""
+    spec, batch_rows, scales = cell.certify, cell.run.batch_rows, config.levels(cell)
     if batch_rows == "auto":
-        batch_rows = find_batch_rows(defense, spec.sigma, count * (spec.n0 + spec.n))
+        batch_rows = find_batch_rows(defense, spec.sigma, about.images * (spec.n0 + spec.n))
     if cell.run.compile:
         execution.compile_networks(defense, cell.run.cuda_graphs)
     engine = header.engine(cell, images, defense)
-    pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
     per_image = engine["n0"] + spec.n
+    drawn = about.images * per_image
+    pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
     for sigma in scales:
         pilot, rate = _pilot(defense, images, engine, sigma, batch_rows)
         memory = max(memory, _peak(defense))
-        seconds += count * per_image / rate
+        seconds += drawn / rate
         calls += sum(cost.measured_nfe(defense, sigma).values())
-    early = float("nan")
-    if spec.kind == "gaussian" and not absent:
+    early = math.nan
+    if spec.kind == "gaussian" and not about.random:
         early = engine["n0"] + _expected_draws(cell, pilot)
-    line = _line(engine, scales, images)
-    return Cost(
-        name, sigmas, count, count * per_image * len(scales),
-        count * per_image * calls, seconds, count * early, seconds * early / per_image, memory,
-        count * line, len(pilot), absent,
-    )  # fmt: skip
-
-
-def _by_calls(cell: DictConfig, images: Images, count: int, defense: Defense, draws: dict[float, float]) -> Cost:
-    """Cost where a pilot would take too long, by the seconds of a draw at each noise level."""
-    calls = {sigma: sum(defense.nfe(sigma).values()) for sigma in draws}
-    if cell.task == "attack":
-        gradients, forwards = attack_planning.counted(cell, images, count, defense)
-        rows, evaluations = gradients + forwards, (gradients + forwards) * max(calls.values())
-        seconds = ((1 + BACKWARD) * gradients + forwards) * max(draws.values())
-        disk = count * (STORED + 2 * images.x[0].nbytes)
-    else:
-        engine = header.engine(cell, images, defense)
-        drawn = count * (engine["n0"] + cell.certify.n)
-        rows, evaluations, seconds = (drawn * each for each in (len(draws), sum(calls.values()), sum(draws.values())))
-        disk = count * _line(engine, list(draws), images)
-    return Cost(
-        "", "", count, rows, evaluations, seconds, math.nan, math.nan, _peak(defense), disk, 0,
-        attack=cell.task == "attack", slow=True,
+    return about._replace(
+        rows=drawn * len(scales), evaluations=drawn * calls, seconds=seconds, memory=memory, pilot=len(pilot),
+        early_rows=about.images * early, early_seconds=seconds * early / per_image,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,15 @@ def missed(*case, measured):
     return pytest.param(*case, marks=pytest.mark.xfail(reason=reason, strict=True))
 
 
+@cache
+def at_500_draws(row, sigma):
+    (folder,) = (FULL / "runs" / row).glob(f"sigma{sigma:g}-*")
+    return thinning.thinned(record.read(folder), 500)
+
+
 def certified_at_500_draws(row, sigma, radius):
     """Certified accuracy of a tracked row on all 500 test images at N = 500, alpha = 0.001."""
-    (folder,) = (FULL / "runs" / row).glob(f"sigma{sigma:g}-*")
-    frame = summary.certified(thinning.thinned(record.read(folder), 500))
+    frame = summary.certified(at_500_draws(row, sigma))
     assert len(frame) == 500
     return stats.certified_accuracy(frame.correct, frame.radius, [radius]).accuracy.item()
 

@@ -29,9 +29,7 @@ def convert(path: Path, **config) -> Converted:
     """
     state, said = _read(path)
     state = {key.removeprefix("model."): value for key, value in state.items()}
-    spec = architecture(state, path)
-    spec |= {key: value for key, value in said.items() if key not in spec}  # what tensors show needs no word
-    spec |= config
+    spec = {**said, **architecture(state, path), **config}  # what tensors show needs no word
     shape = (spec["img_channels"], spec["img_resolution"], spec["img_resolution"])
     with torch.device("meta"):
         denoiser = networks.build(spec, shape, spec["label_dim"])

@@ -100,12 +100,12 @@ def check_tiny_size(case: Case) -> None:
 
 def check_nfe(case: Case) -> None:
     """The rows that pass through each network, counted, are those that `nfe` declares (at most), at every level."""
-    defense = case.fresh()
-    for sigma in defense.sigmas:
+    for sigma in case.fresh().sigmas:
+        defense = case.fresh()  # hooks stay in it
         nfe = defense.nfe(sigma)
         expect(isinstance(nfe, dict), f'sigma {sigma:g}: nfe returns {nfe!r}, expected a dict, e.g. {{"network": 1}}')
         declared = {name: calls for name, calls in nfe.items() if calls}
-        per_row = measured_nfe(defense, sigma, rows=4)
+        per_row, hidden = _counted(defense, sigma)
         within = all(calls <= declared.get(name, 0) for name, calls in per_row.items())
         expect(
             within if defense.nfe_varies else declared == per_row,
@@ -113,7 +113,6 @@ def check_nfe(case: Case) -> None:
             f"{_calls(per_row)} in networks() ({', '.join(defense.networks()) or 'none'}): correct nfe, or list every "
             "network in networks()",
         )
-        hidden = _uncounted(defense, sigma)
         expect(
             not hidden,
             f"sigma {sigma:g}: `logits` runs {', '.join(hidden)} outside of networks() "
@@ -122,27 +121,25 @@ def check_nfe(case: Case) -> None:
         )
 
 
-def _uncounted(defense: Defense, sigma: float) -> list[str]:
-    """Modules with weights of their own that one call of `logits` runs while none of `networks()` is running."""
-    networks, running, found = set(defense.networks().values()), [], {}
+def _counted(defense: Defense, sigma: float) -> tuple[dict[str, float], list[str]]:
+    """Rows of each network for one of `logits`; and modules with weights that run while none of `networks()` does."""
+    networks, running, hidden = set(defense.networks().values()), [], {}
 
     def enter(module, args) -> None:
         if module in networks:
             running.append(module)
         elif not running and list(module.parameters(recurse=False)):
-            found[module] = True
+            hidden[names[module]] = True
 
     def leave(module, args, output) -> None:
         if module in networks:
             running.pop()
 
-    modules = {module: name for name, module in defense.named_modules()}
-    hooks = [hook for module in modules
-             for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]  # fmt: skip
-    measured_nfe(defense, sigma)
-    for hook in hooks:
-        hook.remove()
-    return [modules[module] for module in found]
+    names = {module: name for name, module in defense.named_modules()}
+    for module in names:
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+    return measured_nfe(defense, sigma, rows=4), list(hidden)
 
 
 def _calls(per_row: dict[str, float]) -> str:
