@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -82,9 +83,9 @@ def _certified(runs: Sequence[Run]) -> Iterator[dict]:
             many = [run for run in rows if run.header["engine"]["n"] >= FAIR > fewest and place == 0]
             for part in filter(None, (rows, many)):
                 yield from _table(condition, part, images)
-    for condition, group in _grouped(
-        [run for run in runs if run.header["engine"]["certifier"] == "cascade"], _condition
-    ):
+    cascades = [run for run in runs if run.header["engine"]["certifier"] == "cascade"]
+    # Their votes cannot be thinned: which level an image comes to depends on how many there are.
+    for (condition, _), group in _grouped(cascades, lambda run: (_condition(run), run.header["engine"]["n"])):
         images = frozenset.intersection(*(frozenset(run.rows) for run in group))
         if images:
             yield from _table(f"cascade over {condition}", group, images)
@@ -132,17 +133,34 @@ def _estimate(numbers: list[Series], share: bool = True) -> dict:
 
 
 def _robust(runs: Sequence[Run]) -> Iterator[dict]:
-    """For each threat all rows, each on its own images: an attack is too dear to be run on all."""
+    """For each threat all rows, each on the images of all its trainings: an attack is too dear to be run on all."""
+    names = _deployed(runs)
     for (norm, _), group in _grouped(runs, lambda run: (run.header["engine"]["norm"], run.header["engine"]["eps"])):
-        engine = group[0].header["engine"]
-        for decision, part in _grouped(group, lambda run: run.header["engine"]["decision"].startswith("cascade")):
-            for name, trained in _rows(part):
-                facts = {"section": "robust", "condition": f"{norm} {engine['eps_text']}",
-                         "row": f"{name}, cascade" if decision else name, "images": min(len(r.rows) for r in trained),
+        condition = f"{norm} {group[0].header['engine']['eps_text']}"
+        for several in (False, True):
+            part = [run for run in group if sides.several(run) == several]
+            for name in dict.fromkeys(names[run.folder] for run in sorted(part, key=_position)):
+                ((_, trained),) = _rows([run for run in part if names[run.folder] == name])
+                images = frozenset.intersection(*(frozenset(run.rows) for run in trained))
+                found = [_part(run, images, 0) for run in trained]
+                facts = {"section": "robust", "condition": condition, "row": name, "images": len(images),
                          "seeds": len(trained), "marks": _marks(trained),
-                         "note": " ".join(sorted({r.header["engine"]["preset"] for r in trained}))}  # fmt: skip
-                for quantity in ("clean", "robust"):
-                    yield facts | {"quantity": quantity} | _estimate([per_image.values(r, quantity) for r in trained])
+                         "note": " ".join(sorted({run.header["engine"]["preset"] for run in trained}))}  # fmt: skip
+                for quantity in ("clean", "robust") if images else ():
+                    yield facts | {"quantity": quantity} | _estimate([per_image.values(r, quantity) for r in found])
+
+
+def _deployed(runs: Sequence[Run]) -> dict:
+    """Folder -> name of its row under attack; where a row was attacked at several noise levels each has its own."""
+    levels = {(row_name(run), run.header["engine"]["sigma"]) for run in runs if not sides.several(run)}
+    many = Counter(name for name, _ in levels)
+
+    def how(run: Run) -> str:
+        if sides.several(run):
+            return ", cascade"
+        return f", σ = {run.header['engine']['sigma']:g}" if many[row_name(run)] > 1 else ""
+
+    return {run.folder: row_name(run) + how(run) for run in runs}
 
 
 def _budgets(runs: Sequence[Run]) -> Iterator[dict]:

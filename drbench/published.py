@@ -79,7 +79,8 @@ def beside(folder: Path, key: str, runs: Sequence[Run]) -> DataFrame:
         The columns of the file, and: run, measured (percent; radii in pixel units), ci_low, ci_high (95 % for the
         number of images), images, difference (measured - published), verdict, differs_in.
         "agrees": the published number, as far as it is printed, lies in the interval; "protocol differs" if number
-        of draws, level, images or attacks are not the paper's, whatever the numbers.
+        of draws, level, images, mode, rounding, bounds of a cascade or attacks are not the paper's, whatever the
+        numbers.
     """
     published, about = load(folder, key), papers(folder)[key]
     known = [found for run in runs if (found := measured.known(run))]
@@ -148,15 +149,16 @@ def differences(protocol: str | None, run: Run) -> list[str]:
     if protocol is None:
         return found
     engine, data = run.header["engine"], run.header["data"]
-    if run.task == "attack":
-        return found
     preset = protocols.preset(protocol, data["name"])
-    for key in ("n0", "n", "alpha"):
-        wanted = preset["certify"].get(key)
-        if wanted is not None and engine[key] != wanted:
-            found.append(f"{key} = {engine[key]:g}, not {wanted:g}")
+    imported = engine.get("certifier") == "imported"
+    if run.task != "attack":
+        usual = {"mode": "fixed"} if imported else {"mode": "fixed", "rounding": "none"}  # logs hold what was printed
+        ours, theirs = usual | engine, {"mode": "fixed", "rounding": "none"} | preset["certify"]
+        for key in ("n0", "n", "alpha", "mode", "protocol", "rounding"):
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                found.append(f"{key} = {ours[key]}, not {theirs[key]}")
     subset = preset.get("data", {}).get("subset")
-    if subset and engine["certifier"] != "imported" and data["subset"].rpartition("/")[2] != subset:
+    if subset and not imported and data["subset"].rpartition("/")[2] != subset:
         found.append(f"images {data['subset']}, not {subset}")
     return found
 

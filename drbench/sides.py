@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from drbench import per_image, summary
+from drbench import per_image, stats, summary
+from drbench.attacks.presets import BUDGET
 from drbench.per_image import MEASURES
 from drbench.record import Run
 
@@ -39,13 +40,12 @@ class Side(NamedTuple):
         if not any(fnmatchcase(title(run), row) for row in self.rows):
             return False
         if task == "attack":
-            several = engine["decision"].startswith("cascade")
-            own = several if self.sigma == CASCADE else self.sigma in (None, engine["sigma"])
-            return own and engine["norm"] == condition[0] and math.isclose(engine["eps"], condition[1])
-        several = engine["certifier"] == "cascade"
+            own = several(run) if self.sigma == CASCADE else not several(run) and engine["sigma"] == self.sigma
+            same = engine["norm"] == condition[0] and math.isclose(engine["eps"], condition[1])
+            return same and (own or self.sigma is None)
         if task == "cascade" or self.sigma == CASCADE:
-            return several
-        return not several and engine["sigma"] == (condition if self.sigma is None else self.sigma)
+            return several(run)
+        return not several(run) and engine["sigma"] == (condition if self.sigma is None else self.sigma)
 
     def under(self, condition) -> str:
         """A condition in words."""
@@ -67,6 +67,10 @@ class Side(NamedTuple):
             lacking = [self.under(c) for c, there in zip(conditions, seen, strict=True) if not there]
             kind = "attack on" if MEASURES[self.measure].task == "attack" else "certification of"
             raise NotTested(f"no {kind} {' or '.join(self.rows)}: {', '.join(lacking) or 'at all of these at once'}")
+        if MEASURES[self.measure].task == "attack":
+            fitting = [run for run in runs if title(run) in whole and any(own.fits(run, each) for each in conditions)]
+            if len(levels := sorted(set(map(_deployed, fitting)))) > 1:
+                raise NotTested(f"{' or '.join(self.rows)}: attacked {' and '.join(levels)}; give the side a sigma")
         return whole
 
 
@@ -81,9 +85,32 @@ def title(run: Run) -> str:
     return f"{defense['name']} ({defense['variant']})" if defense["variant"] else defense["name"]
 
 
+def several(run: Run) -> bool:
+    """Whether the run is of a cascade over several noise levels."""
+    engine = run.header["engine"]
+    return engine["decision"].startswith("cascade") if run.task == "attack" else engine["certifier"] == "cascade"
+
+
+def _deployed(run: Run) -> str:
+    """Noise at which an attacked defense answers, in words."""
+    return "as a cascade" if several(run) else f"at σ {run.header['engine']['sigma']:g}"
+
+
 def worth(run: Run) -> tuple:
-    """Sort key: of several runs of a row the last one stands for it."""
-    return not all_marks([run]), len(run.rows), run.header["engine"].get("n", 0), str(run.folder)
+    """Sort key: of several runs of a row the last one stands for it.
+
+    Gaussian noise, which tables and papers are about, before other noise; of attacks the one with the largest
+    budget, for a weaker attack only leaves a higher upper bound.
+    """
+    engine = run.header["engine"]
+    gaussian = stats.noise(engine) == "gaussian"
+    return gaussian, not all_marks([run]), _budget(run), len(run.rows), engine.get("n", 0), str(run.folder)
+
+
+def _budget(run: Run) -> int:
+    """What the attacks of a run may ask of the defense for an image, by their settings; 0 of a certification."""
+    attacks = run.header["engine"]["attacks"].values() if run.task == "attack" else ()
+    return sum(math.prod(each.get(name, 1) for name in BUDGET) for each in attacks)
 
 
 def every(side: Trainings) -> list[Run]:

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "compare": (LEAVES | {"frames", "record", "saving", "stats", "summary"}, {"pandas"}),
     "thinning": (LEAVES | {"evidence", "record"}, {"numpy"}),
     "per_image": (LEAVES | {"evidence", "record", "stats", "summary"}, {"pandas"}),
-    "sides": ({"per_image", "record", "summary"}, set()),
+    "sides": ({"attacks", "per_image", "record", "stats", "summary"}, set()),
     "paired_stats": ({"stats"}, {"numpy"}),
     "paired": (LEAVES | {"paired_stats", "per_image", "record", "sides", "stats", "summary", "thinning"},
                {"numpy", "pandas"}),

@@ -159,6 +159,36 @@ def test_attacks(judge, tmp_path):
     assert judge(ours, theirs, measure="robust", threats=["linf 1/16"]).verdict == "not tested"
 
 
+def test_of_attacks_on_a_row_the_strongest_counts(judge, tmp_path):
+    """Whatever their folders are called; a weaker one only leaves a higher upper bound."""
+    theirs, runs = make_attack(tmp_path / "t", [5] * 12, defense="theirs"), {}
+    for name, steps, right in (("a", 100, 2), ("b", 10, 9)):
+        run = make_attack(tmp_path / name, [right] * 12, defense="ours")
+        attacks = {"pgd": {"attack": "pgd", "steps": steps, "draws": 4}}
+        runs[name] = replace(run, header=run.header | {"engine": run.header["engine"] | {"attacks": attacks}})
+    row = judge(*runs.values(), theirs, measure="robust", threats=["linf 2/16"])
+    assert (row.runs, row.verdict) == ("a t", "fails") and "passed over: b" in row.note
+
+
+def test_attacks_on_a_row_at_several_noise_levels(judge, tmp_path):
+    ours = [make_attack(tmp_path / f"{sigma}", [right] * 12, defense="ours", sigma=sigma)
+            for sigma, right in ((0.25, 9), (0.5, 2))]  # fmt: skip
+    theirs = make_attack(tmp_path / "b", [5] * 12, defense="theirs")
+    fields = {"measure": "robust", "threats": ["linf 2/16"]}
+    row = judge(*ours, theirs, **fields)
+    assert row.note == "ours*: attacked at σ 0.25 and at σ 0.5; give the side a sigma"
+    assert judge(*ours, theirs, **fields, a={"rows": "ours", "sigma": 0.25}).effect == pytest.approx(40)
+    assert judge(*ours, theirs, **fields, a={"rows": "ours", "sigma": 0.5}).effect == pytest.approx(-30)
+
+
+def test_gaussian_noise_stands_before_other_noise(judge, tmp_path):
+    ours, theirs = pair(tmp_path, [990] * 40, [400] * 40)
+    uniform = make_run(tmp_path / "u", [1980] * 40, defense="ours", n=2000)
+    engine = uniform.header["engine"] | {"options": {"noise": "uniform"}}
+    row = judge(ours, theirs, replace(uniform, header=uniform.header | {"engine": engine}))
+    assert row.verdict == "holds" and row.runs == "a b" and "passed over: u" in row.note
+
+
 def test_cascades(judge, tmp_path):
     """60 images: 20 halt at sigma = 1, 20 pass on to 0.25, 10 are undecided, 10 halt nowhere."""
     stops = [[900]] * 20 + [[350, 350, 900]] * 20 + [[500]] * 10 + [[60, 60, 60]] * 10

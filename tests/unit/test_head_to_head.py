@@ -82,6 +82,31 @@ def test_robust_accuracy_by_threat(runs):
     assert (row.condition, row.row, row.images, row.value) == ("linf 2/16", "rcm", 4, 0.625)
 
 
+def test_cascades_of_other_draws_have_a_table_of_their_own(runs, tmp_path):
+    """Their votes cannot be thinned, and a title says how many draws all rows are of."""
+    more = make_cascade(tmp_path / "more", [[1800]] * 5, n=2000, variant="more")
+    certified = numbers(head_to_head.frame([*runs, more]), section="certified", quantity="ACR")
+    cascades = certified[certified.condition.str.startswith("cascade")]
+    assert list(zip(cascades.row, cascades.draws, strict=True)) == [("multiscale", 1000), ("multiscale (more)", 2000)]
+
+
+def test_a_row_attacked_at_several_noise_levels_is_a_row_at_each(runs, tmp_path):
+    own = [make_attack(tmp_path / f"a{sigma}", [right] * 3, defense="noisy", sigma=sigma)
+           for sigma, right in ((0.25, 9), (0.5, 2))]  # fmt: skip
+    found = numbers(head_to_head.frame([*runs, *own]), section="robust", quantity="robust")
+    assert dict(zip(found.row, found.value, strict=True)) == {
+        "noisy, σ = 0.25": 0.9,
+        "noisy, σ = 0.5": 0.2,
+        "rcm": 0.625,
+    }
+
+
+def test_trainings_attacked_on_other_images_share_some(runs, tmp_path):
+    other = make_attack(tmp_path / "other", [10, 0], variant="seed 1", first=2)
+    (row,) = numbers(head_to_head.frame([*runs, other]), section="robust", quantity="robust").itertuples()
+    assert (row.row, row.seeds, row.images, row.value) == ("rcm", 2, 2, 0.5)  # images 2 and 3
+
+
 def test_pages(runs, tmp_path):
     table = head_to_head.frame(runs)
     paths = head_to_head_tables.write(table, tmp_path / "page")

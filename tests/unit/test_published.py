@@ -1,12 +1,13 @@
 """Published numbers: provenance is compulsory, and what is measured stands beside what was printed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from drbench import measured, published
+from drbench import measured, published, record
 from drbench.cli import main
 from drbench.errors import DrbenchError
 from tests.runs import make_attack, make_cascade, make_run
@@ -101,7 +102,33 @@ def test_other_protocols_are_named(tmp_path):
     )
     (line,) = published.beside(made, "p", [run]).to_dict("records")
     assert line["verdict"] == "protocol differs"
-    assert line["differs_in"] == "5 of 6 images; n = 1000, not 100000; images test/first5, not every20"
+    assert line["differs_in"] == (
+        "5 of 6 images; n = 1000, not 100000; rounding = none, not significant3; images test/first5, not every20"
+    )
+
+
+def test_a_cascade_under_other_bounds_and_draws_that_end_early_are_other_protocols(tmp_path):
+    rows = ["Theirs,0.25|1.0,0,certified_accuracy,50", "Theirs,0.5,0,certified_accuracy,100"]
+    made = folder(tmp_path, *rows, protocol="msds")
+    (made / "p.csv").write_text((made / "p.csv").read_text().replace("cifar10", "digits"))
+    for name in ("sound", "paper_code"):
+        make_cascade(tmp_path / name, [[9900], [4000, 3000]], defense="ours", n=10_000, protocol=name)
+    early = make_run(tmp_path / "early", [9900] * 5, n=10_000, defense="ours")
+    early = replace(early, header=early.header | {"engine": early.header["engine"] | {"mode": "curtailed"}})
+    cascades = [record.read(tmp_path / name) for name in ("sound", "paper_code")]
+    early.header["engine"]["options"] = {"mode": "curtailed", "budget": 10_000}
+    found = published.beside(made, "p", [*cascades, early])
+    assert dict(zip(found["run"], found["differs_in"], strict=True)) == {
+        "sound": "protocol = sound, not paper_code", "paper_code": "", "early": "mode = curtailed, not fixed",
+    }  # fmt: skip
+    assert found["verdict"].tolist() == ["protocol differs", "agrees", "protocol differs"]
+
+
+def test_clean_accuracy_of_an_attack_run_is_that_of_its_images(tmp_path):
+    made = folder(tmp_path, "Theirs,,,clean_accuracy,97", protocol="cohen2019")
+    (made / "p.csv").write_text((made / "p.csv").read_text().replace("l2", "none"))
+    run = make_attack(tmp_path / "a", [2] * 20, defense="ours", dataset="cifar10")
+    assert published.beside(made, "p", [run])["differs_in"].tolist() == ["images test, not every20"]
 
 
 def test_the_best_level_of_each_radius(tmp_path):
