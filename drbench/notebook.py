@@ -95,6 +95,8 @@ def certify(
     >>> frame = drbench.certify(defense, images, sigma=[0.25, 0.5, 1.0])
     """
     scales = [sigma] if isinstance(sigma, Real) else list(sigma)
+    if not all(level > 0 for level in scales):
+        raise DrbenchError(f"expected noise levels sigma > 0 in pixel units, got {sigma}")
     engine = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "block": block}
     engine |= (
         {"certifier": "gaussian", "sigma": sigma} if isinstance(sigma, Real) else _cascade(defense, scales, protocol)
@@ -198,6 +200,7 @@ def attack(
     images = _images(images, defense)
     gaussian.check_images(defense, images.x)
     deterministic = sigma == 0 and not defense.randomized
+    _check_evaluation(attacks, evaluations, select, worst_of, deterministic)
     names = list(sources or {})
     planned = presets.preset(preset, norm, deterministic) + presets.transfer(preset, names)
     members = planned if attacks is None else [presets.member(**each) for each in attacks]
@@ -226,10 +229,24 @@ def attack(
     )
 
 
+def _check_evaluation(attacks, evaluations: int, select: int, worst_of: int, deterministic: bool) -> None:
+    """Raise `DrbenchError` where an accuracy would not be what it is called."""
+    if attacks is not None and not attacks:
+        raise DrbenchError("expected at least one attack, got none: clean accuracy would be called robust")
+    if min(evaluations, select, worst_of) < 1 or (worst_of > evaluations and not deterministic):
+        raise DrbenchError(
+            "expected evaluations, select and worst_of > 0, and worst_of at most evaluations, got "
+            f"{evaluations}, {select} and {worst_of}"
+        )
+
+
 def _images(images: Images | tuple[Tensor, Tensor], defense: Defense) -> Images:
     if isinstance(images, Images):
         return images
     x, y = (torch.as_tensor(part).detach().cpu() for part in images)
+    y = y.reshape(-1)
+    if (y != y.long()).any():
+        raise DrbenchError(f"expected labels that are whole numbers, got {float(y[y != y.long()][0]):g}")
     return Images(x.float(), y.long(), tuple(range(len(x))), "given", "all", defense.num_classes)
 
 

@@ -350,6 +350,22 @@ def test_three_lines_in_a_notebook(reference):
     assert list(plain.frame["id"]) == [0, 1] and plain.frame["attack"].tolist()[0] in ("", "noise 1")
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"attacks": []}, "at least one attack"),
+        ({"attacks": [{"attack": "pgd", "view": "clean", "loss": "margin"}]}, "'clean' needs noise level 0"),
+        ({"evaluations": 1}, "worst_of at most evaluations"),  # one answer of a randomised defense is no worst of ten
+        ({"select": 0}, "expected evaluations, select and worst_of > 0"),
+    ],
+)
+def test_what_would_be_called_robust_without_being_so_is_refused(options, message):
+    images = drbench.load_data("digits", subset="first2")
+    defense = drbench.load_defense("noise_augmented", images, "digits/noise_augmented")
+    with pytest.raises(DrbenchError, match=message):
+        drbench.attack(defense, images, eps="1/8", sigma=0.25, **{"preset": "smoke", **options})
+
+
 def test_the_identity_covers_the_attack_and_nothing_of_certification():
     (cell,) = cells()
     first = config.identity(cell, [])

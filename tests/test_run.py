@@ -375,8 +375,13 @@ def test_three_lines_in_a_notebook(reference):
             drbench.certify(defense, images, sigma=0.25, **wrong)
     with pytest.raises(drbench.DrbenchError, match="11 labels"):
         drbench.certify(defense, (images.x, images.y[1:]), sigma=0.25)
+    with pytest.raises(drbench.DrbenchError, match=r"whole numbers, got 0\.5"):
+        drbench.certify(defense, (images.x, images.y + 0.5), sigma=0.25)
     with pytest.raises(drbench.DrbenchError, match="expected n >= 10"):
         drbench.certify(defense, images, sigma=0.25, n=5)
+    for wrong in (0.0, -0.25, float("nan")):  # not for want of draws
+        with pytest.raises(drbench.DrbenchError, match="expected noise levels sigma > 0"):
+            drbench.certify(defense, images, sigma=wrong)
     with pytest.raises(drbench.DrbenchError, match="declares sigmas"):
         drbench.certify(defense, images, sigma=0.3)
     with pytest.raises(drbench.DrbenchError, match=r"images are in \[0, 1\]"):

@@ -91,6 +91,13 @@ class Suite:
     stop: Event = field(default_factory=Event)  # set from another thread: the attack ends with an error
     lockstep: Lockstep | None = None
 
+    def __post_init__(self) -> None:
+        if self.members and not self.usable:  # clean accuracy would be called robust
+            raise DrbenchError(
+                f"{type(self.defense).__name__} can give no view that {', '.join(each.label for each in self.members)} "
+                "asks for: 'clean' needs noise level 0; attack view 'exact'"
+            )
+
     @property
     def deterministic(self) -> bool:
         return self.sigma == 0 and not self.defense.randomized
