@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pandas import DataFrame
 
 from drbench import stats, summary
+from drbench.norms import FLOW
 from drbench.record import Run
 from drbench.robustness import robustness
 
@@ -67,13 +68,18 @@ class Known:
     def _attacked(self, metric: str, norm: str, radius: float | None) -> Measured | None:
         engine, rows = self.run.header["engine"], [row for row in self.run.ordered() if row.evidence]
         name, kind = ATTACKED.get(metric, (None, None))
-        asked = {"adversarial": [(engine["norm"], engine["eps"])], "clean": [("none", None), (engine["norm"], 0.0)]}
+        asked = {"adversarial": [(engine["norm"], self._bound())], "clean": [("none", None), (engine["norm"], 0.0)]}
         if not any(norm == ours and _close(eps, radius) for ours, eps in asked.get(name, ())):
             return None
         if kind == "worst" and engine["worst_of"] != WORST_OF:
             return None
         answers, labels = [getattr(row.evidence, name) for row in rows], [row.label for row in rows]
         return tuple(100 * part for part in getattr(robustness(answers, labels, engine["worst_of"]), kind))
+
+    def _bound(self) -> float:
+        """The bound of an attack as papers print it: of displacements on a grid that is 2 wide, not in pixels."""
+        engine, data = self.run.header["engine"], self.run.header["data"]
+        return engine["eps"] * 2 / data["shape"][2] if engine["norm"] == FLOW and "shape" in data else engine["eps"]
 
     def _cost(self, metric: str) -> float | None:
         rows, nfe = self.run.ordered(), self.run.header["defense"]["nfe"]

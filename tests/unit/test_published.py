@@ -181,6 +181,15 @@ def test_accuracies_of_an_attack_run(tmp_path, metric, norm, radius, value):
     assert found is None if value is None else found[0] == pytest.approx(value)
 
 
+def test_bounds_of_spatial_attacks(tmp_path):
+    """Papers give them on a grid of side 2, we in pixels: 0.05 is 0.8 at 32 x 32."""
+    run = make_attack(tmp_path / "attacks" / "x" / "a", [10, 6], norm="stadv", eps="4/5", dataset="cifar10")
+    run.header["data"]["shape"] = [3, 32, 32]
+    row = {"metric": "robust_accuracy", "norm": "stadv"}
+    assert measured.known(run).measure(row, 0.05)[0] == pytest.approx(80)
+    assert measured.known(run).measure(row, 0.8) is None
+
+
 def test_a_cascade_stands_for_a_cascade(tmp_path):
     made = folder(tmp_path, "Theirs,0.25|1.0,0,certified_accuracy,50", methods="{Theirs: [multiscale]}")
     run = make_cascade(tmp_path / "runs" / "x" / "a", [[990], [400, 300]])
