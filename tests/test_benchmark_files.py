@@ -112,3 +112,15 @@ def test_what_is_here_runs_and_goes_on(tmp_path, capsys, monkeypatch):
 def test_every_verb_has_an_example():
     verbs = main.__globals__["parser"]()._subparsers._group_actions[0].choices
     assert set(verbs) == set(EXAMPLES)
+
+
+def test_settings_that_depend_on_the_threat_or_the_data_set():
+    """DiffPure has another t* under l2; photographs come to RCM and to the cascades' denoiser each in its own way."""
+    assert {
+        (cell.attack.norm, cell.defense.args.t_star, cell.defense.args.steps)
+        for file in published.papers(ROOT / "benchmarks" / "published")["rdc-cifar10"]["configs"]["DiffPure"]
+        for cell in load(file)
+    } == {("linf", 0.1, 100), ("l2", 0.075, 75)}
+    assert {cell.data.preprocessing for cell in load("benchmarks/imagenet/rcm.yaml")} == {"adm224"}
+    for name in ("multiscale", "multiscale-single"):
+        assert {cell.defense.args.denoiser.pad for cell in load(f"benchmarks/imagenet/{name}.yaml")} == {16}

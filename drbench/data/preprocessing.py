@@ -76,6 +76,7 @@ NAMES = {
     "resize224-bicubic": Preprocessing(224, _short_side(224, 224, "BICUBIC"), "Jeong and Shin 2023"),
     "resize256": Preprocessing(256, _short_side(256, 256, "BILINEAR"), "Nie et al. 2022"),
     "adm256": Preprocessing(256, _adm(256), "Dhariwal and Nichol 2021, arXiv 2105.05233"),
+    "adm224": Preprocessing(224, _adm(224), "Lei et al. 2025, arXiv 2501.13094"),
     "adm64": Preprocessing(64, _adm(64), "Karras et al. 2022, arXiv 2206.00364"),
     "box64": Preprocessing(64, _whole(64), "Chrabaszcz et al. 2017, arXiv 1707.08819"),
 }

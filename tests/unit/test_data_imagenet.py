@@ -184,6 +184,9 @@ def test_adm_halves_by_boxes_first():
     halved = image.resize((650, 500), Image.Resampling.BOX)
     expected = halved.resize((333, 256), Image.Resampling.BICUBIC).crop((38, 0, 294, 256))
     assert np.array_equal(np.asarray(preprocessing.get("adm256").make(image)), np.asarray(expected))
+    twice = halved.resize((325, 250), Image.Resampling.BOX)
+    expected = twice.resize((291, 224), Image.Resampling.BICUBIC).crop((33, 0, 257, 224))
+    assert np.array_equal(np.asarray(preprocessing.get("adm224").make(image)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])

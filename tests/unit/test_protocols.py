@@ -33,7 +33,7 @@ def test_it_lies_above_the_parent_and_under_the_file_and_overrides(tmp_path):
     found = cells(tmp_path, "protocol: ars\ncertify: {sigma: 0.5, n0: 8}", "certify.n=9", base=base)
     assert [(*facts(cell), cell.certify.sigma) for cell in found] == [("every50", 8, 9, 0.05, "none", 7.0)]
     by_override = cells(tmp_path, "certify: {n: 8}", "protocol=rrcm", "certify.sigma=0.5", base=base)
-    assert [facts(cell) for cell in by_override] == [("first500", 100, 100_000, 0.001, "none")]
+    assert [facts(cell) for cell in by_override] == [("first500", 100, 100_000, 0.001, "significant3")]
 
 
 def test_numbers_that_depend_on_the_data_set(tmp_path):
@@ -43,7 +43,7 @@ def test_numbers_that_depend_on_the_data_set(tmp_path):
     assert protocols.preset("smoothadv", "imagenet")["certify"]["rounding"] == "decimal4"
     cascades = cells(tmp_path, "data: {name: cifar10}\nprotocol: msds")
     assert [list(c.certify.sigmas) for c in cascades] == [[0.25, 0.5], [0.25, 1.0], [0.25, 0.5, 1.0]]
-    assert {c.certify.protocol for c in cascades} == {"paper_code"}
+    assert {(c.certify.protocol, c.certify.rounding) for c in cascades} == {("paper_code", "significant3")}
 
 
 def test_deviations_are_listed(tmp_path):
