@@ -1,7 +1,7 @@
 """Noisy copies of images: which distribution, and how its numbers are made.
 
 Theory adds real numbers; floating-point addition lets the sum tell something of what was added (Voracek and Hein 2023,
-"Sound randomized smoothing in floating-point arithmetic", arXiv 2207.09209). Where images lie on a grid of L levels, as
+"Sound randomized smoothing in floating-point arithmetic", arXiv 2207.07209). Where images lie on a grid of L levels, as
 8-bit images do, the remedy is to round the noisy image to that grid, and to clip it far out. That step belongs to the
 classifier, so the certificate holds as it stands; and it turns the sum into one of whole numbers, which is exact.
 
