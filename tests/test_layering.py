@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "gallery_gather": ({"api", "attacks", "build", "certifiers", "config", "draws", "examples", "gallery"}
                        | {"gallery_words", "jobs", "norms", "record", "weights"}, {"numpy", "torch", "omegaconf"}),
     "leases": (set(), set()),
-    "measured": ({"record", "robustness", "stats", "summary"}, {"pandas"}),
+    "measured": ({"norms", "record", "robustness", "stats", "summary"}, {"pandas"}),
     "published": (LEAVES | {"measured", "protocols", "record", "saving", "stats", "summary", "tables"},
                   {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
