@@ -23,11 +23,13 @@ SLACK = 1e-6  # of float32 arithmetic: absolute in l_inf, relative in l2 and l1
 
 
 def check(norm: str, eps: float) -> None:
-    """Raise `DrbenchError` unless the norm is known and the radius is a finite number >= 0."""
+    """Raise `DrbenchError` unless the norm is known and the radius is a finite number >= 0, in l_inf at most 1."""
     if norm not in (known := [*DISTANCES, FLOW]):
         raise DrbenchError(f"unknown norm {norm!r}{did_you_mean(norm, known)}")
     if not (np.isfinite(eps) and eps >= 0):
         raise DrbenchError(f"expected a finite radius eps >= 0 in pixel units, got {eps}")
+    if norm == "linf" and eps > 1:  # meant in grey levels: every image would be allowed
+        raise DrbenchError(f"expected an l_inf radius eps <= 1 for pixels in [0, 1], got {eps:g}; 8 grey levels: 8/255")
 
 
 def number(value: float | str) -> float:

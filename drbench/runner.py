@@ -77,8 +77,8 @@ class _Crew:
     started: dict = field(default_factory=dict)
     closing: ExitStack = field(default_factory=ExitStack)
 
-    def executor(self, cell: DictConfig) -> executors.Executor:
-        asked = (cell.run.executor, _workers(cell), cell.run.timeout)
+    def executor(self, kind: str, workers: int, timeout: float | None) -> executors.Executor:
+        asked = (kind, workers, timeout)
         if asked not in self.started:
             self.started[asked] = executors.make(*asked, self.resident)
             self.closing.callback(self.started[asked].close)
@@ -121,7 +121,7 @@ def run(
             if workers == 1:
                 found += [_run_cell(cell, crew, options, out=out) for cell in some]
             else:
-                found += _side_by_side([OmegaConf.to_container(cell) for cell in some], out, options, workers)
+                found += _side_by_side([OmegaConf.to_container(cell) for cell in some], crew, out, options, workers)
     return found
 
 
@@ -130,17 +130,14 @@ def _at_once(cell: DictConfig) -> int:
     return _workers(cell) if cell.task == "attack" and cell.run.executor == "processes" else 1
 
 
-def _side_by_side(cells: list[dict], out: Path | None, options: Options, workers: int) -> list[Path]:
+def _side_by_side(cells: list[dict], crew: _Crew, out: Path | None, options: Options, workers: int) -> list[Path]:
     """Run attacks in worker processes; their folders in the order of the cells."""
     folders: dict[int, Path] = {}
-    executor = executors.make("processes", min(workers, len(cells)), None, {})
-    try:
-        for answer in executor.run(_Attacks(cells, out, options), Units(range(len(cells)), 1)):
-            if answer.error:
-                raise DrbenchError(f"{cells[answer.unit]['title']}: {answer.error}; the same command goes on")
-            folders[answer.unit] = answer.row
-    finally:
-        executor.close()
+    executor = crew.executor("processes", min(workers, len(cells)), None)
+    for answer in executor.run(_Attacks(cells, out, options), Units(range(len(cells)), 1)):
+        if answer.error:
+            raise DrbenchError(f"{cells[answer.unit]['title']}: {answer.error}; the same command goes on")
+        folders[answer.unit] = answer.row
     return [folders[unit] for unit in range(len(cells))]
 
 
@@ -295,7 +292,7 @@ def _attack(cell, folder, images, todo, defense, blank, done, workers: int) -> N
 
 
 def _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done) -> None:
-    executor = crew.executor(cell)
+    executor = crew.executor(cell.run.executor, _workers(cell), cell.run.timeout)
     rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
     flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
     session, _ = _begin(cell, folder, defense, blank, rows, executor.workers, flips)

@@ -15,7 +15,7 @@ SMALLEST, LARGEST = 32, 8192
 SECONDS_PER_SIZE = 0.1  # time spent on each candidate: a second or two for the whole search of a fast network
 TURNS = 5  # repetitions for the sizes that come near the best
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
-SHARE, AT_LEAST = 0.1, 1.0  # of the work, and seconds, that the whole search may take
+SHARE, AT_LEAST = 0.04, 0.4  # of the work, and seconds, that the whole search may take
 
 
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:

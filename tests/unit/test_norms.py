@@ -35,5 +35,8 @@ def test_radii_may_be_fractions():
         norms.number("8/255ths")
     with pytest.raises(DrbenchError, match="did you mean 'linf'"):
         norms.check("inf", 0.1)
+    with pytest.raises(DrbenchError, match="got 8; 8 grey levels: 8/255"):
+        norms.check("linf", norms.number("8"))
+    norms.check("l2", 8.0)
     with pytest.raises(DrbenchError, match="eps >= 0"):
         norms.check("l2", float("nan"))

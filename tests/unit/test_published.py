@@ -1,6 +1,5 @@
 """Published numbers: provenance is compulsory, and what is measured stands beside what was printed."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -113,11 +112,12 @@ def test_a_cascade_under_other_bounds_and_draws_that_end_early_are_other_protoco
     (made / "p.csv").write_text((made / "p.csv").read_text().replace("cifar10", "digits"))
     for name in ("sound", "paper_code"):
         make_cascade(tmp_path / name, [[9900], [4000, 3000]], defense="ours", n=10_000, protocol=name)
-    early = make_run(tmp_path / "early", [9900] * 5, n=10_000, defense="ours")
-    early = replace(early, header=early.header | {"engine": early.header["engine"] | {"mode": "curtailed"}})
-    cascades = [record.read(tmp_path / name) for name in ("sound", "paper_code")]
-    early.header["engine"]["options"] = {"mode": "curtailed", "budget": 10_000}
-    found = published.beside(made, "p", [*cascades, early])
+    runs = [record.read(tmp_path / name) for name in ("sound", "paper_code")]
+    runs.append(make_run(tmp_path / "early", [9900] * 5, n=10_000, defense="ours"))
+    runs[2].header["engine"].update(mode="curtailed", options={"mode": "curtailed", "budget": 10_000})
+    for run in runs:
+        run.header["engine"]["rounding"] = "significant3"
+    found = published.beside(made, "p", runs)
     assert dict(zip(found["run"], found["differs_in"], strict=True)) == {
         "sound": "protocol = sound, not paper_code", "paper_code": "", "early": "mode = curtailed, not fixed",
     }  # fmt: skip
