@@ -96,7 +96,7 @@ test: setup  ## the fast tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8
 
 test-slow: setup  ## the tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
 
 lint: setup  ## style and layering
 	$(BIN)/ruff check .

@@ -105,11 +105,6 @@ def inside(runs: Sequence[Path], count: int, **budget) -> None:
     assert len(alphas) >= count * len(runs) / 2 and hits <= most(alphas)
 
 
-def test_no_example_inside_a_certified_radius():
-    """One image of every defense, at sigma 0.5 or of its cascade."""
-    inside([run for run in RUNS if "sigma0.5" in run.name or "cascade" in run.name], 1, steps=3, draws=8, votes=40)
-
-
 @pytest.mark.slow
 def test_no_example_inside_a_certified_radius_of_any_row():
     inside(RUNS, 1, steps=4, draws=16, votes=60)
@@ -118,7 +113,7 @@ def test_no_example_inside_a_certified_radius_of_any_row():
 @pytest.mark.slow
 def test_no_example_inside_a_certified_radius_with_more_images_and_a_stronger_attack():
     cheap = [folder for folder in RUNS if not any(name in folder.parent.name for name in DEAR)]
-    inside(cheap, 6, steps=20, draws=32, votes=200)
+    inside(cheap, 4, steps=20, draws=32, votes=200)
 
 
 @pytest.mark.parametrize("name", ["noise_augmented/sigma0.25-*", "multiscale-tuned-denoiser/*"])
