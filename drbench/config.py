@@ -126,6 +126,7 @@ class Config:
 
 SECTIONS = {"certify": Certify, "data": Data, "run": Run}
 PROTOCOLS = ("sound", "paper_code")
+UNREAD = {"attack": "certify", "certify": "attack"}  # task -> the section that it does not look at
 # What does not change the numbers that are being estimated, and so is not part of a run's identity.
 NOT_IDENTITY = (
     "title",
@@ -180,7 +181,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
     named = [override.partition("=")[0] for override in overrides]
     sweep = {key: _unnamed(key, values, named) for key, values in sweep.items() if key not in named}
     merged.sweep = {}
-    cells = []
+    cells, known = [], []
     for values in itertools.product(*(_listed(path, key, values) for key, values in sweep.items())):
         cell = merged.copy()
         for key, value in zip(sweep, values, strict=True):
@@ -190,10 +191,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
                     cell, key, value, merge=isinstance(value, dict)
                 ),
             )
-        cells.append(cell)
         _validate(path, cell)
         if cell.task != "attack":
             cell.certify.sigma = levels(cell)[0]
+        # An attack has no draws to certify, so that noise levels of `certify`, swept, would be one attack again.
+        asked = {key: value for key, value in OmegaConf.to_container(cell).items() if key != UNREAD.get(cell.task)}
+        if asked not in known:
+            known.append(asked)
+            cells.append(cell)
     return cells
 
 
@@ -209,7 +214,7 @@ def levels(config: DictConfig) -> list[float]:
 def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)
-    others = ["certify"] if config.task == "attack" else ["attack"]
+    others = [UNREAD.get(config.task, "attack")]
     plain["attack"] = {key: value for key, value in plain["attack"].items() if value is not None}
     plain["attack"]["eps"] = norms.number(config.attack.eps)
     others += [f"certify.{key}" for kind, keys in OWN_KEYS.items() if kind != config.certify.kind for key in keys]
@@ -238,9 +243,11 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
     if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
         raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
-    schema = OmegaConf.structured(Config)
     layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides))))
-    merged = _guarded(path, lambda: OmegaConf.merge(schema, *layers))
+    sections = OmegaConf.to_container(OmegaConf.structured(Config(train=Train())))
+    for layer in layers:
+        _check_sections(path, OmegaConf.to_container(layer), sections)
+    merged = _stacked(path, layers)
     if not merged.protocol:
         return merged
     # The preset lies right under the layer that names it.
@@ -248,7 +255,28 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
     part, above = protocols.preset(merged.protocol, merged.data.name), layers[at:]
     part["sweep"] = {key: values for key, values in part["sweep"].items()
                      if not any(OmegaConf.select(layer, key) is not None for layer in above)}  # fmt: skip
-    return _guarded(path, lambda: OmegaConf.merge(schema, *layers[:at], part, *above))
+    part = OmegaConf.create({key: values for key, values in part.items() if values})
+    return _stacked(path, [*layers[:at], part, *above])
+
+
+def _stacked(path: Path, layers: Sequence[DictConfig]) -> DictConfig:
+    """The layers, merged; merging would not notice an empty sweep, which takes away those below it."""
+    empty = max((i for i, layer in enumerate(layers) if layer.get("sweep") == {}), default=0)
+    kept = [OmegaConf.masked_copy(layer, [key for key in layer if key != "sweep"]) for layer in layers[:empty]]
+    return _guarded(path, lambda: OmegaConf.merge(OmegaConf.structured(Config), *kept, *layers[empty:]))
+
+
+def _check_sections(path: Path, layer: dict, schema: dict, above: str = "") -> None:
+    """Raise `DrbenchError` if a section is given anything but a mapping: omegaconf would speak of our classes."""
+    for key, keys in schema.items():
+        if not isinstance(keys, dict) or key not in layer or (key, layer[key]) == ("train", None):
+            continue
+        if not isinstance(layer[key], dict):
+            raise DrbenchError(
+                f"{path}: {above}{key} has keys of its own: expected a mapping, as in "
+                f"{above}{key}={{{next(iter(keys), 'KEY')}: VALUE}}, got {layer[key]!r}"
+            )
+        _check_sections(path, layer[key], keys, f"{above}{key}.")
 
 
 def _read(path: Path) -> DictConfig:

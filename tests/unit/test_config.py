@@ -40,6 +40,24 @@ def test_override_wins_and_replaces_a_swept_key(tmp_path):
     assert (cell.certify.sigma, cell.certify.n, cell.data.subset) == (1.0, 77, "first9")
 
 
+def test_an_empty_sweep_takes_away_those_below_it(tmp_path):
+    path = write(tmp_path, "defense: {name: constant}\ncertify: {sigma: 0.1}\nsweep: {certify.sigma: [0.25, 1.0]}")
+    child = write(tmp_path, "extends: a.yaml\nsweep: {}", "child.yaml")
+    for cells in (config.load(path, ["sweep={}"]), config.load(child), config.load(path, ["protocol=dds", "sweep={}"])):
+        assert [cell.certify.sigma for cell in cells] == [0.1]
+    assert len(config.load(path, ["protocol=dds"])) == 2 and len(config.load(child, ["sweep={run.seed: [1, 2]}"])) == 2
+
+
+def test_a_sweep_over_what_a_task_does_not_read_is_one_run(tmp_path):
+    path = write(
+        tmp_path, "defense: {name: constant}\nsweep: {certify.sigma: [0.25, 1.0], attack.eps: [0.1, 0.2, 0.3]}"
+    )
+    assert [cell.certify.sigma for cell in config.load(path)] == [0.25, 1.0]
+    assert [cell.attack.eps for cell in config.load(path, ["task=attack"])] == [0.1, 0.2, 0.3]
+    with pytest.raises(DrbenchError, match="sgima"):
+        config.load(write(tmp_path, "defense: {name: constant}\ntask: attack\nsweep: {certify.sgima: [3]}"))
+
+
 @pytest.mark.parametrize(
     "text, overrides, message",
     [
@@ -67,7 +85,14 @@ def test_override_wins_and_replaces_a_swept_key(tmp_path):
         ("defense: {name: constant}", ["certify.protocol=paper_code"], "only with certify.kind: cascade"),
         ("defense: {name: constant}\nsweep: {certify.sigma: 3}", [], "list of values under sweep"),
         ("defense: {name: constant}\nsweep: {certify.sgima: [3]}", [], "sgima"),
-        ("defense: {name: constant}", ["defense.args=[1]"], "a list is given where a mapping is expected"),
+        ("defense: {name: constant}", ["defense.args=[1]"], r"defense.args has keys of its own.*got \[1\]"),
+        ("defense: {name: constant}", ["certify=3"], "certify has keys of its own.*certify={kind: VALUE}, got 3"),
+        ("defense: {name: constant}\ndata: digits", [], "data has keys of its own.*got 'digits'"),
+        ("defense: {name: constant}\nrun:", [], "run has keys of its own.*got None"),
+        ("defense: {name: constant}", ["train=x"], "train has keys of its own"),
+        ("defense: {name: constant}", ["train.recipe=x"], "train.recipe has keys of its own"),
+        ("defense: {name: constant}", ["sweep=3"], "sweep has keys of its own"),
+        ("defense: {name: constant}", ["certify.radii={a: 1}"], "a list is given where a mapping is expected"),
         ("defense: {name: constant}", ["certify.n"], "form key=value"),
         ("defense: {name: '${oc.env:HOME}'}", [], "interpolation"),
         ("defense: {name: constant}", ["title=${oc.env:HOME}"], "interpolation"),
