@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         made = verb(name, text)
         made.add_argument("items", nargs="+", metavar="CONFIG|KEY=VALUE", help="benchmark files and overrides")
         if name == "run":
-            made.add_argument("--out", type=Path, help="parent of runs/ (default: results/<data set>)")
+            made.add_argument("--out", type=_path, help="parent of runs/ (default: results/<data set>)")
             made.add_argument(
                 "--strict", action="store_true", help="exit with 1 if the audit of an attack raises a flag"
             )
@@ -118,11 +118,11 @@ def parser() -> argparse.ArgumentParser:
     made = verb("report", "one HTML page of runs: tables, curves, attacks, down to the votes of each image")
     made.add_argument("paths", nargs="*", default=["results"], metavar="RUN", help="run folders, or folders above them")
     made.add_argument(
-        "--out", type=Path, default=Path("results/report.html"), metavar="FILE", help="default: %(default)s"
+        "--out", type=_path, default=Path("results/report.html"), metavar="FILE", help="default: %(default)s"
     )
     made = verb("claims", "what the papers claim, and what runs say: verdicts as Markdown, CSV and LaTeX")
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders of both tasks, or folders above them")
-    made.add_argument("--claims", type=Path, metavar="FILE", help="other claims than benchmarks/claims.yaml")
+    made.add_argument("--claims", type=_path, metavar="FILE", help="other claims than benchmarks/claims.yaml")
     made.add_argument("--out", type=_stem, help="path without suffix")
     made = verb("gallery", "pictures: images with noise, purified, attacked, with recorded verdicts (loads torch)")
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
@@ -134,8 +134,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=_stem, required=True, help="path without suffix: PNG, SVG, JSON with alt text")
     made = verb("import", "certification logs of other projects, as run folders")
     made.add_argument("format", help="cohen, densepure, rrcm, multiscale, iss, ars or ensembles")
-    made.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    made.add_argument("--out", type=Path, required=True, help="parent of runs/")
+    made.add_argument("files", nargs="+", type=_path, metavar="FILE")
+    made.add_argument("--out", type=_path, required=True, help="parent of runs/")
     for name, kind, text in (
         ("dataset", str, "name of the data set; known sizes tell whether images are missing"),
         ("defense", str, "name in tables (default: that of the file)"),
@@ -151,11 +151,11 @@ def parser() -> argparse.ArgumentParser:
     made = verb("compact", "runs as Parquet files beside their records")
     made.add_argument("paths", nargs="+", metavar="RUN", help="run folders, or folders above them")
     made = verb("export", "a run as a log of Cohen et al. 2019, tab separated")
-    made.add_argument("run", type=Path, metavar="RUN")
+    made.add_argument("run", type=_path, metavar="RUN")
     made.add_argument("--compat", action="store_true", help="radii with 3 significant digits, rounded to nearest")
     made = verb("reproduce", "a table of a paper: what is missing, the runs that can be made, the table")
     made.add_argument("items", nargs="+", metavar="KEY|KEY=VALUE", help="key of the table, or `list`; and overrides")
-    made.add_argument("--out", type=Path, help="parent of runs/ and of the table (default: results/<data set>)")
+    made.add_argument("--out", type=_path, help="parent of runs/ and of the table (default: results/<data set>)")
     made.add_argument("--limit", type=_at_least(1), help="only the first N images; marks the results partial")
     _add_options(made)
     for name, actions in (("weights", ("list", "fetch", "add", "convert", "verify")),
@@ -238,7 +238,11 @@ def _shard(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # shells leave --out=~/x as it is
+
+
 def _stem(text: str) -> Path:
     if not Path(text).name or text.endswith(("/", "/.", "..")):
         raise argparse.ArgumentTypeError(f"expected a path without suffix, such as results/certified, got {text!r}")
-    return Path(text)
+    return _path(text)

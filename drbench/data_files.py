@@ -5,12 +5,11 @@ What the files are stands in benchmarks/datasets.yaml; loaders read them through
 
 from __future__ import annotations
 
-import os
 import tarfile
 import zipfile
 from pathlib import Path
 
-from drbench import datasets, fetching
+from drbench import datasets, fetching, places
 from drbench.errors import DrbenchError
 from drbench.fetching import Item
 
@@ -19,10 +18,10 @@ FACTS = ("url", "hub", "bytes", "sha256", "md5")  # of the manifest, that an `It
 
 def folder(name: str) -> Path:
     """Where a data set belongs; the folder need not be there yet."""
-    base = os.environ.get(datasets.VARIABLE)
+    base = places.named(datasets.VARIABLE)
     if not base:
         raise DrbenchError(f"set {datasets.VARIABLE} to the folder that holds, or shall hold, the data sets")
-    return Path(base) / datasets.entry(name).get("root", name)
+    return base / datasets.entry(name).get("root", name)
 
 
 def items(name: str, unpacked: bool = False) -> list[Item]:
@@ -52,7 +51,7 @@ def lacking(name: str, split: str, root: str | Path | None = None) -> str | None
     if not about.get("files") and not about.get("trees") and "where" not in about:
         return None  # it comes with the installation
     try:
-        base = Path(root) if root is not None else folder(name)
+        base = places.path(root) if root is not None else folder(name)
     except DrbenchError as error:
         return str(error)
     files = [file for file in about.get("files", []) if not file.get("unpack")]

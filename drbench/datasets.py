@@ -6,7 +6,6 @@ Loaders ask here where files lie, check them, and say in their errors what belon
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,14 +35,14 @@ def entry(name: str) -> dict:
 
 def folder(name: str, root: str | Path | None) -> Path:
     """Folder of a data set's files: `root` if given, or the data set's sub-folder of DRBENCH_DATA."""
-    inside, base = entry(name).get("root", name), os.environ.get(VARIABLE)
+    inside, base = entry(name).get("root", name), places.named(VARIABLE)
     if root is None and not base:
         own = "data.root, the folder of its files, or " if "classes" in entry(name) else ""
         raise DrbenchError(
             f"data {name!r} needs {own}{VARIABLE}, a folder with the sub-folder {inside}; nothing is downloaded."
             f"{expected(name)}"
         )
-    found = Path(root) if root is not None else Path(base) / inside
+    found = places.path(root) if root is not None else base / inside
     if not found.is_dir():
         by = "data.root" if root is not None else f"{VARIABLE}={base}"
         raise DrbenchError(f"data {name!r}: no folder {found} ({by}).{expected(name)}")

@@ -11,14 +11,25 @@ import yaml
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+def path(given: str | Path) -> Path:
+    """A path as people write it: `~` is their home, also in configs and in variables, where no shell looks for it."""
+    return Path(os.path.expanduser(given))
+
+
+def named(variable: str) -> Path | None:
+    """The folder that an environment variable names; None if it is empty or not set."""
+    given = os.environ.get(variable)
+    return path(given) if given else None
+
+
 def home() -> Path:
     """Folder that holds `benchmarks/`: DRBENCH_HOME, or the project that this package runs from."""
-    return Path(os.environ.get("DRBENCH_HOME") or PROJECT)
+    return named("DRBENCH_HOME") or PROJECT
 
 
 def weights_folder() -> Path:
     """Where weights lie that do not ship with the project: DRBENCH_WEIGHTS, or ~/.cache/drbench/weights."""
-    return Path(os.environ.get("DRBENCH_WEIGHTS") or Path.home() / ".cache" / "drbench" / "weights")
+    return named("DRBENCH_WEIGHTS") or Path.home() / ".cache" / "drbench" / "weights"
 
 
 def manifest(name: str, shared: bool = True) -> dict[str, dict]:
@@ -27,9 +38,9 @@ def manifest(name: str, shared: bool = True) -> dict[str, dict]:
     A `shared` one is about things of others: a home that has none has that of the project.
     """
     for folder in (home(), PROJECT) if shared else (home(),):
-        path = folder / "benchmarks" / name
-        if path.is_file():
-            return parsed(path.read_text(encoding="utf-8"))
+        file = folder / "benchmarks" / name
+        if file.is_file():
+            return parsed(file.read_text(encoding="utf-8"))
     return {}
 
 

@@ -92,7 +92,7 @@ def place(name: str) -> Path | None:
         return manifest_path().parent / entries[name]["file"]
     if name in foreign.manifest():
         return foreign.own(name).path
-    return Path(name) if name.endswith(SUFFIX) else None
+    return places.path(name) if name.endswith(SUFFIX) else None
 
 
 def _hash(path: Path) -> str:

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "weights": (LEAVES | {"fetching", "foreign", "places"}, {"yaml", "safetensors", "torch"}),
     "datasets": (LEAVES | {"places"}, set()),
     "specs": (LEAVES, set()),
-    "data_files": (LEAVES | {"datasets", "fetching"}, set()),
+    "data_files": (LEAVES | {"datasets", "fetching", "places"}, set()),
     "stock": (LEAVES | {"data_files", "datasets", "fetching", "foreign"}, set()),
     "effort": ({"attacks", "config", "data", "datasets", "places"}, {"omegaconf"}),
     "reproduce": (LEAVES
@@ -120,7 +120,8 @@ MAY_IMPORT = {
     "attacks.": (LEAVES | {"api", "attacks", "cores", "draws", "evidence", "memory", "norms", "stats"},
                  {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion", "specs"}, {"torch", "numpy", "diffusers", "yaml"}),
-    "data.": (LEAVES | {"data", "datasets"}, {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml", "cv2"}),
+    "data.": (LEAVES | {"data", "datasets", "places"},
+              {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml", "cv2"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),

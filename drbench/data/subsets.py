@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from drbench import places
 from drbench.datasets import names_digest as digest
 from drbench.errors import DrbenchError, did_you_mean
 
@@ -70,7 +71,7 @@ def _by_rule(rule: str, ids: Sequence[int | str], asked: str, named: Iterable[st
     if rule == "all":
         return list(range(size))
     if rule.startswith("ids:"):
-        return _from_file(Path(rule.removeprefix("ids:")), ids)
+        return _from_file(places.path(rule.removeprefix("ids:")), ids)
     if part := re.fullmatch(r"(\d+)to(\d+)", rule):
         first, end = map(int, part.groups())
         if not first < end <= size:
@@ -93,7 +94,7 @@ def _by_rule(rule: str, ids: Sequence[int | str], asked: str, named: Iterable[st
 def label(split: str, rule: str) -> str:
     """How a subset is printed: "test", "test/first100"; a file of ids by its name and the hash of its content."""
     if rule.startswith("ids:"):
-        path = Path(rule.removeprefix("ids:"))
+        path = places.path(rule.removeprefix("ids:"))
         rule = f"ids:{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
     return split if rule == "all" else f"{split}/{rule}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drbench import data, datasets, protocols, record
+from drbench import cli, data, data_files, datasets, foreign, places, protocols, record, weights
 from drbench.cli import main
 from drbench.data import subsets
 from drbench.errors import DrbenchError
@@ -59,6 +59,23 @@ def test_messages_say_what_belongs_where(tmp_path, monkeypatch):
                       if "-c" not in name else "contrast/1")  # fmt: skip
     with pytest.raises(DrbenchError, match="did you mean 'imagenet'"):
         datasets.entry("imagnet")
+
+
+def test_a_tilde_is_the_home_where_no_shell_looks_for_it(tmp_path, monkeypatch):
+    for variable, value in {"HOME": str(tmp_path), "DRBENCH_DATA": "~/d", "DRBENCH_WEIGHTS": "~/w"}.items():
+        monkeypatch.setenv(variable, value)
+    (tmp_path / "ids").write_text("5\n")
+    assert foreign.own("a").path == tmp_path / "w" / "a.safetensors"
+    assert data_files.folder("cifar10").parent == tmp_path / "d"
+    assert weights.place("~/a.safetensors") == tmp_path / "a.safetensors"
+    assert data.load("digits", subset="ids:~/ids").ids == (5,)
+    assert data_files.lacking("cifar10", "test", "~/c") == f"no folder {tmp_path}/c"
+    for root in ("~/c", None):
+        with pytest.raises(DrbenchError, match=rf"no folder {tmp_path}"):
+            data.load("cifar10", root=root)
+    monkeypatch.setenv("DRBENCH_HOME", "~/h")
+    assert places.home() == tmp_path / "h"
+    assert cli.parser().parse_args(["table", "r", "--out=~/t"]).out == tmp_path / "t"
 
 
 def test_files_are_checked_before_they_are_read(tmp_path, monkeypatch):
