@@ -258,15 +258,20 @@ def _check(item: Item, content: Content) -> str:
     return "first use"
 
 
-@contextlib.contextmanager
-def _locked(item: Item) -> Iterator[None]:
+def locked(path: Path) -> contextlib.AbstractContextManager:
+    """Until its end no other process comes past a call with the same path."""
     from filelock import FileLock
 
+    return FileLock(f"{path}.lock")
+
+
+@contextlib.contextmanager
+def _locked(item: Item) -> Iterator[None]:
     try:
         item.path.parent.mkdir(parents=True, exist_ok=True)
         if item.path.is_dir():
             raise DrbenchError(f"{item.path} is a folder, where a file belongs; remove it")
-        with FileLock(f"{item.path}.lock"):
+        with locked(item.path):
             yield
     except OSError as error:
         raise _unwritable(item, error) from error

@@ -24,6 +24,7 @@ from drbench.errors import DrbenchError, did_you_mean
 from drbench.places import home
 
 SUFFIX = ".safetensors"
+RAW = (".bin", ".ckpt", ".msgpack", ".npz", ".pkl", ".pt", ".pth", ".th")  # as other projects write weights
 LARGE = 64 * 2**20  # bytes
 HEADER = "# Weights that ship with the project. Written by `drbench train`; figures are on validation images.\n"
 
@@ -52,6 +53,11 @@ def resolve(name: str) -> Weights:
     entries, others = manifest(), foreign.manifest()
     path = place(name)
     if path is None:
+        if Path(name).suffix in RAW:
+            raise DrbenchError(
+                f"checkpoint {name}: expected a path that ends in {SUFFIX}, or a name, got a file of another project; "
+                f"`drbench weights add {name}` converts it to one of `drbench weights list`, whose name belongs here"
+            )
         raise DrbenchError(
             f"unknown checkpoint {name!r}: expected a name in {manifest_path().name} or foreign.yaml, or a path that "
             f"ends in .safetensors{did_you_mean(name, [*entries, *others])}"
@@ -179,11 +185,16 @@ def write(name: str, state: Mapping, facts: Mapping) -> Weights:
     if outside:
         fetching.note(foreign.own(name), facts.get("command", ""))
     if listed:
-        entry = {"file": _file_of(name), "sha256": written.sha256, "bytes": path.stat().st_size, **facts}
+        _list(name, {"file": _file_of(name), "sha256": written.sha256, "bytes": path.stat().st_size, **facts})
+    return written
+
+
+def _list(name: str, entry: Mapping) -> None:
+    """Enter weights into the manifest, beside what other processes enter meanwhile."""
+    with fetching.locked(manifest_path()):
         partial = manifest_path().with_suffix(".partial")
         partial.write_text(HEADER + yaml.safe_dump(manifest() | {name: entry}, sort_keys=True, width=110))
         os.replace(partial, manifest_path())
-    return written
 
 
 def _file_of(name: str) -> str:

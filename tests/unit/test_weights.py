@@ -1,6 +1,8 @@
 """Checkpoints: hash before parsing, merging of files, and every damage with its message."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,6 +90,21 @@ def test_damage_is_reported(home, tmp_path):
     twice = [weights.resolve(str(path))] * 2
     with pytest.raises(DrbenchError, match="already given"):
         weights.read(twice)
+
+
+def test_writers_of_the_manifest_wait_for_each_other(home):
+    """Several trainings may end at once; none loses its entry."""
+    script = "import sys, torch; from drbench import weights\n" \
+             "for i in range(20): weights.write(f'{sys.argv[1]}/{i}', {'a': torch.ones(1)}, {})"  # fmt: skip
+    writers = [subprocess.Popen([sys.executable, "-c", script, name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert set(weights.manifest()) == {f"{name}/{i}" for name in "ab" for i in range(20)}
+
+
+def test_a_file_of_another_project_is_sent_to_the_command_that_converts_it(home):
+    for name in ("resnet20-12fca82f.th", "~/model.pt"):
+        with pytest.raises(DrbenchError, match=rf"checkpoint {name}: .*`drbench weights add {name}`"):
+            weights.resolve(name)
 
 
 def test_names(home):
