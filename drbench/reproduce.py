@@ -60,11 +60,13 @@ def _tables(key: str, out: Path, folders: Sequence[Path]) -> Iterator[str]:
     """The paper's numbers beside those of all runs below `out`, and the runs' own table."""
     known = [record.read(folder) for folder in record.find([out])] if any(out.rglob("run.json")) else []
     frame = published.beside(_folder(), key, known)
-    ours = [record.read(folder) for folder in folders]
-    written = published.write(frame, out / key, _own(ours))
     measured = int((frame["verdict"] != "not measured").sum())
     yield f"{measured} of {len(frame)} published numbers have a measured one beside them"
-    yield " ".join(map(str, written))
+    if measured or folders:
+        written = published.write(frame, out / key, _own([record.read(folder) for folder in folders]))
+        yield " ".join(map(str, written))
+    else:
+        yield "no table is written: it would be empty"
 
 
 def _own(runs: Sequence[record.Run]) -> str:
