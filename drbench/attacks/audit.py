@@ -145,7 +145,8 @@ def gradient_free(case: Case) -> Check:
     if case.spatial:
         return []
     deterministic, others = case.suite.deterministic, {}
-    others["bb>wb"] = member("square", queries=500) if deterministic else member("square", queries=100, draws=5)
+    tries = {"queries": 500} if deterministic else {"queries": 100, "draws": 5}
+    others["bb>wb"] = member("square", view="logits", **tries)  # of what decides, not of what is differentiated
     if case.main and case.suite.sigma > 0 and case.suite.defense.accepts(0.0):
         others["transfer"] = replace(case.main, view="clean")
         if hasattr(case.suite.defense, "purify"):

@@ -105,7 +105,7 @@ class Suite:
     @property
     def deployed(self) -> views.View:
         """One draw of the defense as it is deployed: what selects and evaluates."""
-        return self._shared("deployed", views.Direct(self.defense, self.sigma, surrogate=False))
+        return self.view("logits")
 
     @property
     def usable(self) -> list[Member]:

@@ -269,6 +269,10 @@ def test_attacks_that_need_no_gradient_show_what_is_masked():
     assert "bb>wb" in flags(Rounded().eval())
 
 
+def test_attacks_that_need_no_gradient_ask_what_decides():
+    assert "bb>wb" in flags(Elsewhere().eval())
+
+
 def test_a_verdict_that_depends_on_the_seed_is_flagged():
     assert "seed" in flags(Leaking().eval())
 
