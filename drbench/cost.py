@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from drbench.api import Defense, Draws
+from drbench.asking import ask
 
 
 class Evaluations:
@@ -42,5 +43,5 @@ def measured_nfe(defense: Defense, sigma: float, rows: int = 2) -> dict[str, flo
     """Evaluations of each network per input row of one `logits` call, counted on a small batch."""
     draws = Draws.seeded(0, rows, defense.device)
     with Evaluations(defense) as evaluations:
-        defense.logits(draws.randn(rows, *defense.input_shape), sigma, draws)
+        ask(defense, "logits", draws.randn(rows, *defense.input_shape), sigma, draws)
     return {name: count / rows for name, count in evaluations.counts.items() if count}

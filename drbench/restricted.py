@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drbench.api import Defense, DrbenchError
+from drbench.asking import ask
 
 
 class Restricted(Defense):
@@ -38,10 +39,10 @@ class Restricted(Defense):
         return self.base.accepts(sigma)
 
     def logits(self, z, sigma, draws):
-        return self.base.logits(z, sigma, draws)[:, self.classes]
+        return ask(self.base, "logits", z, sigma, draws)[:, self.classes]
 
     def attack_logits(self, z, sigma, draws):
-        return self.base.attack_logits(z, sigma, draws)[:, self.classes]
+        return ask(self.base, "attack_logits", z, sigma, draws)[:, self.classes]
 
     def networks(self):
         return self.base.networks()

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -248,12 +248,13 @@ def _run_cell(
     shard, shards = options.shard
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
     if todo or audit_job.due(cell, begun):
-        defense = prepare(cell, images, crew.resident, *place)
-        blank = partial(header.new, cell, identity, images, defense, checkpoints)
-        if cell.task == "attack":
-            _attack(cell, folder, images, todo, defense, blank, done, place[1])
-        else:
-            _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done)
+        with _noted(f"in the run {folder}: {cell.title}"):
+            defense = prepare(cell, images, crew.resident, *place)
+            blank = partial(header.new, cell, identity, images, defense, checkpoints)
+            if cell.task == "attack":
+                _attack(cell, folder, images, todo, defense, blank, done, place[1])
+            else:
+                _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done)
     elif begun and begun.header["status"] == "started" and not leases.living(folder):
         _close(folder)  # killed between its last row and its last header
         attack_job.finish(folder)
@@ -264,6 +265,16 @@ def _run_cell(
         )
     print(folder, flush=True)
     return folder
+
+
+@contextmanager
+def _noted(text: str) -> Iterator[None]:
+    """Tell of which run a traceback is, if there is one: the code of a defense may raise anything."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(text)
+        raise
 
 
 def _require_whole_table(cell: DictConfig, options: Options) -> None:

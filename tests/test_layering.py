@@ -107,17 +107,19 @@ MAY_IMPORT = {
     "executors.": (LEAVES | {"executors"}, {"ray", "submitit"}),
     "jobs": ({"api", "build", "certifiers", "config", "cost", "data", "execution", "executors", "header", "record"}
              | {"stats", "weights"}, {"torch", "omegaconf"}),
-    "cost": ({"api"}, {"torch"}),
+    "asking": ({"api"}, {"torch"}),
+    "cost": ({"api", "asking"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "cores": (set(), {"torch"}),
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
     "classifiers.": (LEAVES | {"classifiers", "recipe", "specs", "training"}, {"torch", "timm", "transformers"}),
     "checkpoints.": (LEAVES | {"checkpoints", "classifiers", "diffusion", "memory", "weights"},
                      {"torch", "numpy", "safetensors", "msgpack"}),
-    "certifiers.": (LEAVES | {"api", "cores", "draws", "evidence", "memory", "stats", "stopping", "certifiers"},
+    "certifiers.": (LEAVES | {"api", "asking", "certifiers", "cores", "draws", "evidence", "memory", "stats"}
+                    | {"stopping"},
                     {"torch", "numpy"}),
     "audit_job": ({"attacks", "data", "examples", "record"}, {"torch", "omegaconf"}),
-    "attacks.": (LEAVES | {"api", "attacks", "cores", "draws", "evidence", "memory", "norms", "stats"},
+    "attacks.": (LEAVES | {"api", "asking", "attacks", "cores", "draws", "evidence", "memory", "norms", "stats"},
                  {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion", "specs"}, {"torch", "numpy", "diffusers", "yaml"}),
     "data.": (LEAVES | {"data", "datasets", "places"},
@@ -126,7 +128,7 @@ MAY_IMPORT = {
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
-    "restricted": ({"api"}, set()),
+    "restricted": ({"api", "asking"}, set()),
     "build": (LEAVES | {"api", "data", "registry", "restricted", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
         {"api", "attacks", "build", "certifiers", "data", "noises", "norms", "progress", "robustness", "stats"}

@@ -43,6 +43,19 @@ def reference(tmp_path_factory):
     return run(tmp_path_factory.mktemp("reference"))
 
 
+@pytest.mark.parametrize("overrides", [["run.batch_rows=auto"], ["task=attack", "attack.preset=smoke"]])
+def test_what_the_code_of_a_defense_raises_says_where(tmp_path, monkeypatch, overrides):
+    def logits(self, z, sigma, draws):
+        raise KeyError("mine")
+
+    monkeypatch.setattr("methods.undefended.defense.Undefended.logits", logits)
+    with pytest.raises(KeyError, match="mine") as caught:
+        run(tmp_path, *overrides)
+    asked, where = caught.value.__notes__
+    assert asked.startswith("raised by Undefended.logits, asked about images (")
+    assert where.startswith(f"in the run {tmp_path}") and where.endswith(config.load(UNDEFENDED)[0].title)
+
+
 def test_a_run_is_recorded_whole(reference):
     header = reference.header
     assert reference.complete and header["status"] == "complete" and reference.problems == ()

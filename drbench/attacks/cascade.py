@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drbench.api import Defense, Draws, DrbenchError
+from drbench.asking import ask
 from drbench.attacks.losses import Loss
 from drbench.attacks.oracle import ROWS
 from drbench.attacks.views import Answer, View, padded
@@ -62,7 +63,7 @@ class Cascade(Defense):
 
     def logits(self, z, sigma, draws):
         self.require(sigma)
-        scores = self.base.logits(z, 0.0, draws)
+        scores = ask(self.base, "logits", z, 0.0, draws)
         answered = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         for level in self.levels:
             if answered.all():
@@ -76,9 +77,11 @@ class Cascade(Defense):
     def attack_logits(self, z, sigma, draws):
         """The same values with the gradient of the mean of log-probabilities over all levels and the clean image."""
         value = self.logits(z, sigma, draws[:]).detach()  # both from the start of the streams
-        soft = self.base.attack_logits(z, 0.0, draws).log_softmax(1)
+        soft = ask(self.base, "attack_logits", z, 0.0, draws).log_softmax(1)
         for level in self.levels:
-            soft = soft + self.base.attack_logits(z + level * draws.randn(*z.shape), level, draws).log_softmax(1)
+            soft = soft + ask(self.base, "attack_logits", z + level * draws.randn(*z.shape), level, draws).log_softmax(
+                1
+            )
         soft = soft / (1 + len(self.levels))
         return value + soft - soft.detach()
 
@@ -92,7 +95,7 @@ class Cascade(Defense):
         for first in range(0, self.votes, most):
             votes = min(most, self.votes - first)
             noisy = torch.cat([(z + level * draws.randn(*z.shape))[asked] for _ in range(votes)])
-            answers = self.base.logits(noisy, level, draws).argmax(1)
+            answers = ask(self.base, "logits", noisy, level, draws).argmax(1)
             counts[asked] += nn.functional.one_hot(answers, self.num_classes).view(votes, -1, self.num_classes).sum(0)
         return counts / self.votes
 
@@ -136,7 +139,7 @@ class Route(View):
 
     def logits(self, x, spans):
         stream = Draws(spans, self.device)
-        return self.base.attack_logits(x + self.last * stream.randn(*x.shape), self.last, stream)
+        return ask(self.base, "attack_logits", x + self.last * stream.randn(*x.shape), self.last, stream)
 
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
         with torch.set_grad_enabled(gradient):
@@ -147,7 +150,7 @@ class Route(View):
 
             def scores(level: float) -> Tensor:
                 noisy = many + level * stream.randn(*many.shape)
-                return self.base.attack_logits(noisy, level, stream)[:rows].view(len(x), draws, -1)
+                return ask(self.base, "attack_logits", noisy, level, stream)[:rows].view(len(x), draws, -1)
 
             excess: Tensor | float = 0.0
             for level in self.before:

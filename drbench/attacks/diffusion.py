@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drbench.api import Defense, Draws, DrbenchError
+from drbench.asking import ask
 from drbench.attacks.losses import Loss
 from drbench.attacks.views import Answer, Direct, noisy, padded
 
@@ -80,7 +81,7 @@ class Grafted(Direct):
             purified = self._purify(many, spans)
         with torch.set_grad_enabled(gradient):
             purified.requires_grad_(gradient)
-            logits = self.defense.attack_logits(purified, 0.0, Draws(spans, self.device))
+            logits = ask(self.defense, "attack_logits", purified, 0.0, Draws(spans, self.device))
             labels, aims = (None if each is None else each.repeat_interleave(draws, 0) for each in (y, target))
             losses = loss(logits[:, None], labels, aims)
         failures = (logits.argmax(1) != labels).view(len(x), draws).sum(1)
@@ -100,7 +101,7 @@ class Grafted(Direct):
     def _purify(self, x: Tensor, spans) -> Tensor:
         rows, streams = padded(x, spans)
         noised = noisy(rows, self.sigma, streams)
-        return self.defense.purify(noised, self.sigma, Draws(streams, self.device))[: len(x)]
+        return ask(self.defense, "purify", noised, self.sigma, Draws(streams, self.device))[: len(x)]
 
 
 def graft(losses: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from drbench.api import Defense, Draws, DrbenchError
+from drbench.asking import ask
 from drbench.attacks.losses import Loss
 from drbench.draws import INPUT_NOISE, Span, block_key, normals
 
@@ -106,10 +107,10 @@ class Direct(View):
         self.defense, self.sigma, self.faithful = defense, sigma, own
         self.classes, self.device = defense.num_classes, defense.device
         self.randomized = sigma > 0 or defense.randomized
-        self.forward = defense.attack_logits if surrogate else defense.logits
+        self.method = "attack_logits" if surrogate else "logits"
 
     def logits(self, x, spans):
-        return self.forward(noisy(x, self.sigma, spans), self.sigma, Draws(spans, self.device))
+        return ask(self.defense, self.method, noisy(x, self.sigma, spans), self.sigma, Draws(spans, self.device))
 
 
 class Identity(Direct):
@@ -128,8 +129,8 @@ class Identity(Direct):
     def logits(self, x, spans):
         draws = Draws(spans, self.device)
         with torch.no_grad():
-            purified = self.defense.purify(noisy(x, self.sigma, spans), self.sigma, draws)
-        return self.defense.logits(x + (purified - x).detach(), 0.0, draws)
+            purified = ask(self.defense, "purify", noisy(x, self.sigma, spans), self.sigma, draws)
+        return ask(self.defense, "logits", x + (purified - x).detach(), 0.0, draws)
 
 
 def padded(x: Tensor, spans: Sequence[Span]) -> tuple[Tensor, list[Span]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drbench.api import Defense, Draws, DrbenchError
+from drbench.api import Defense, Draws
+from drbench.asking import ask
 from drbench.memory import keep_freed_memory
 
 
@@ -68,13 +69,7 @@ class Forward:
 
     def _attempt(self, z: Tensor, draws: Draws) -> Tensor | None:
         try:
-            logits = self.defense.logits(z, self.sigma, draws)
-            if not isinstance(logits, Tensor):  # None, of all things, would look as if memory had run out
-                raise DrbenchError(
-                    f"{type(self.defense).__name__}.logits: expected a tensor (rows, num_classes), got "
-                    f"{type(logits).__name__}; return the scores, and nothing beside them"
-                )
-            return logits
+            return ask(self.defense, "logits", z, self.sigma, draws)
         except RuntimeError as error:
             if len(z) == 1 or not is_out_of_memory(error):
                 raise

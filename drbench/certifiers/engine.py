@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drbench.api import Draws, DrbenchError
+from drbench.api import Draws
 from drbench.certifiers.batching import Forward, workers
 from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.cores import one_core_each
@@ -152,11 +152,6 @@ def _count(forward: Forward, batch: _Batch, flat: np.ndarray, smoothing: Smoothi
     lengths = [span.stop - span.start for span in batch.spans]
     noisy, uncertain = smoothing.copies(batch.spans, flat[np.repeat(batch.images, lengths)], forward.sigma)
     logits = forward(_on_device(forward, noisy), Draws(batch.spans, device))
-    if logits.shape != (sum(lengths), classes):
-        raise DrbenchError(
-            f"{type(forward.defense).__name__}.logits: expected shape {(sum(lengths), classes)} "
-            f"(rows, num_classes), got {tuple(logits.shape)}"
-        )
     vote = logits.argmax(dim=1).where((logits * 0).sum(dim=1) == 0, classes)  # 0, unless a logit is not finite
     if uncertain is not None and uncertain.any():
         vote[torch.from_numpy(uncertain).to(device)] = classes + 1

@@ -12,7 +12,7 @@ from drbench.certifiers import batching
 
 def test_workers_that_fail_together_halve_the_batch_once():
     class Small(torch.nn.Module):
-        device = torch.device("cpu")
+        device, num_classes = torch.device("cpu"), 2
 
         def logits(self, z, sigma, draws):
             if len(z) > 500:
@@ -39,7 +39,7 @@ def test_both_texts_of_a_full_host_are_known():
 @pytest.mark.parametrize(("answer", "name"), [(None, "NoneType"), ((torch.zeros(4, 2), 1), "tuple")])
 def test_an_answer_that_is_no_tensor_is_named(answer, name):
     class Answers(torch.nn.Module):
-        device = torch.device("cpu")
+        device, num_classes = torch.device("cpu"), 2
 
         def logits(self, z, sigma, draws):
             return answer

@@ -189,5 +189,7 @@ def test_wrong_number_of_classes():
         def logits(self, z, sigma, draws):
             return torch.zeros(len(z), 3)
 
-    with pytest.raises(DrbenchError, match=r"expected shape \(64, 2\) \(rows, num_classes\), got \(64, 3\)"):
+    with pytest.raises(
+        DrbenchError, match=r"expected a tensor of shape \(64, 2\) \(rows, num_classes\), got \(64, 3\)"
+    ):
         votes(Wide(), images(2))
