@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import data, registry, weights
+from drbench import data, registry, stated, weights
 from drbench.api import Defense
 from drbench.data import Images
 from drbench.errors import DrbenchError
@@ -63,6 +63,8 @@ def defense(spec: DictConfig, images: Images, checkpoints: Sequence[weights.Weig
                 f"defense {spec.name!r} cannot be built with {args}: {type(error).__name__}: {error}; "
                 "check defense.args and defense.checkpoint"
             ) from error
+    defaults = {key: value.default for key, value in inspect.signature(cls).parameters.items()}
+    stated.check(checkpoints, defaults | args, images.shape, images.classifier_classes)
     if images.within and built.num_classes == images.classifier_classes:
         built = Restricted(built, images.within)
     check_fit(spec.name, built, images)

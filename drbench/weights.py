@@ -145,6 +145,18 @@ def read(checkpoints: Sequence[Weights]) -> dict:
     return merged
 
 
+def facts(checkpoint: Weights) -> dict:
+    """What a file says of itself; nothing, if it was not written by `write`."""
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.path, "pt") as file:
+        said = (file.metadata() or {}).get("facts", "{}")
+    try:
+        return dict(json.loads(said))
+    except (TypeError, ValueError):  # of another program, which uses the same word
+        return {}
+
+
 def _tensors(path: Path) -> dict:
     from safetensors import safe_open
 

@@ -129,7 +129,8 @@ MAY_IMPORT = {
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
     "execution": ({"api", "certifiers", "draws"}, {"numpy", "torch"}),
     "restricted": ({"api", "asking"}, set()),
-    "build": (LEAVES | {"api", "data", "registry", "restricted", "weights"}, {"torch", "omegaconf"}),
+    "stated": (LEAVES | {"diffusion", "weights"}, set()),
+    "build": (LEAVES | {"api", "data", "registry", "restricted", "stated", "weights"}, {"torch", "omegaconf"}),
     "notebook": (
         {"api", "attacks", "build", "certifiers", "data", "noises", "norms", "progress", "robustness", "stats"}
         | {"stopping", "weights"},

@@ -109,7 +109,9 @@ def main(words: list[str]) -> int:
         return 2
     try:
         state, args = convert([Path(word) for word in words[1:]])
-        weights.write(words[0], state, {"files": words[1:], "licence": "that of the files"})
+        weights.write(
+            words[0], state, {"files": words[1:], "licence": "that of the files", "role": "defense", "spec": args}
+        )
     except DrbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
