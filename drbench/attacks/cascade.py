@@ -79,9 +79,8 @@ class Cascade(Defense):
         value = self.logits(z, sigma, draws[:]).detach()  # both from the start of the streams
         soft = ask(self.base, "attack_logits", z, 0.0, draws).log_softmax(1)
         for level in self.levels:
-            soft = soft + ask(self.base, "attack_logits", z + level * draws.randn(*z.shape), level, draws).log_softmax(
-                1
-            )
+            noisy = z + level * draws.randn(*z.shape)
+            soft = soft + ask(self.base, "attack_logits", noisy, level, draws).log_softmax(1)
         soft = soft / (1 + len(self.levels))
         return value + soft - soft.detach()
 
