@@ -131,7 +131,7 @@ def _missing_levels(protocol: str | None, ours: Sequence[Known]) -> list[str]:
 def _line(row: Mapping, about: Mapping, ours: Known, found: Measured, differs: list[str]) -> dict:
     measured, low, high = found
     value, digits = float(row["value"]), len(row["value"].partition(".")[2])
-    printed, differs = 0.5 * 10**-digits, differs + differences(about.get("protocol"), ours.run)
+    printed, differs = 0.5 * 10**-digits, differs + differences(about, ours.run)
     if row["metric"].startswith("robust_accuracy"):
         differs.append(_attacks(ours.run, row["note"]))
     inside = low - printed <= value <= high + printed
@@ -143,21 +143,19 @@ def _line(row: Mapping, about: Mapping, ours: Known, found: Measured, differs: l
     }  # fmt: skip
 
 
-def differences(protocol: str | None, run: Run) -> list[str]:
-    """In what a run was made otherwise than the protocol, e.g. "n = 1000, not 100000"."""
+def differences(about: Mapping, run: Run) -> list[str]:
+    """In what a run was made otherwise than a paper of _papers.yaml says, e.g. "n = 1000, not 100000"."""
     found = [] if run.complete else [f"{len(run.rows)} of {len(run.wanted)} images"]
-    if protocol is None:
-        return found
     engine, data = run.header["engine"], run.header["data"]
-    preset = protocols.preset(protocol, data["name"])
+    preset = protocols.preset(about["protocol"], data["name"]) if "protocol" in about else {"certify": {}}
     imported = engine.get("certifier") == "imported"
-    if run.task != "attack":
+    if "protocol" in about and run.task != "attack":
         usual = {"mode": "fixed"} if imported else {"mode": "fixed", "rounding": "none"}  # logs hold what was printed
         ours, theirs = usual | engine, {"mode": "fixed", "rounding": "none"} | preset["certify"]
         for key in ("n0", "n", "alpha", "mode", "protocol", "rounding"):
             if key in ours and key in theirs and ours[key] != theirs[key]:
                 found.append(f"{key} = {ours[key]}, not {theirs[key]}")
-    subset = preset.get("data", {}).get("subset")
+    subset = about.get("images", preset.get("data", {}).get("subset"))
     if subset and not imported and data["subset"].rpartition("/")[2] != subset:
         found.append(f"images {data['subset']}, not {subset}")
     return found

@@ -106,6 +106,16 @@ def test_other_protocols_are_named(tmp_path):
     )
 
 
+def test_other_images_than_a_paper_s_are_named(tmp_path):
+    made = folder(tmp_path, "Theirs,0.5,0.25,certified_accuracy,80")
+    run = make_run(tmp_path / "runs" / "x" / "a", [995] * 80 + [400] * 20, defense="ours", dataset="cifar10")
+    about = yaml.safe_load((made / "_papers.yaml").read_text())
+    for images, differs in {"512 at random": "images test, not 512 at random", "test": ""}.items():
+        about["p"]["images"] = images
+        (made / "_papers.yaml").write_text(yaml.safe_dump(about))
+        assert published.beside(made, "p", [run])["differs_in"].tolist() == [differs]
+
+
 def test_a_cascade_under_other_bounds_and_draws_that_end_early_are_other_protocols(tmp_path):
     rows = ["Theirs,0.25|1.0,0,certified_accuracy,50", "Theirs,0.5,0,certified_accuracy,100"]
     made = folder(tmp_path, *rows, protocol="msds")
