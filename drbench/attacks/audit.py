@@ -142,8 +142,6 @@ def more_draws(case: Case) -> Check:
 
 def gradient_free(case: Case) -> Check:
     """Attacks that use no gradients, or those of something else, find nothing new."""
-    if case.spatial:
-        return []
     deterministic, others = case.suite.deterministic, {}
     tries = {"queries": 500} if deterministic else {"queries": 100, "draws": 5}
     others["bb>wb"] = member("square", view="logits", **tries)  # of what decides, not of what is differentiated

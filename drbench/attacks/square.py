@@ -1,6 +1,7 @@
 """Square attack: random squares, kept where the margin rises. Andriushchenko et al. 2020, arXiv 1912.00049.
 
-On a randomised defense the margin is a mean over draws, and nothing stops at one misclassification.
+On a randomised defense the margin is a mean over draws, and nothing stops at one misclassification. On images moved by
+a flow field the squares of l_inf are painted on the flow (ours).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from drbench.attacks.losses import Loss
 from drbench.attacks.problem import Problem
+from drbench.norms import FLOW
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the area of a square is halved
 TINY = 1e-12
@@ -19,10 +21,10 @@ TINY = 1e-12
 
 def square(problem: Problem, *, queries: int = 5000, draws: int = 1, area: float = 0.8) -> Tensor:
     """Random search of `queries` queries of `draws` draws each; squares first cover the share `area` of the image."""
-    margin, moves = Loss("margin"), _Moves(problem)
-    found, active = problem.x.clone(), torch.arange(len(problem), device=problem.x.device)
-    x_adv = _stripes(problem) if problem.threat.norm == "linf" else _tiles(problem)
-    answer = problem.query(x_adv, margin, 0, draws=draws, gradient=False)
+    margin, moves, painted = Loss("margin"), _Moves(problem), problem.threat.norm in ("linf", FLOW)
+    found, active = problem.threat.none(problem.x).clone(), torch.arange(len(problem), device=problem.x.device)
+    x_adv = _stripes(problem) if painted else _tiles(problem)
+    answer = problem.query(problem.threat.image(x_adv, problem.x), margin, 0, draws=draws, gradient=False)
     loss, failed = answer.loss, answer.failures > 0
     for query in range(1, queries):
         if problem.certain and failed.any():
@@ -32,9 +34,9 @@ def square(problem: Problem, *, queries: int = 5000, draws: int = 1, area: float
                 return found[:, None]
             active, x_adv, loss, problem = active[left], x_adv[left], loss[left], problem.at(left)
             moves.keep(left)
-        move = _recoloured if problem.threat.norm == "linf" else _moved_mass
+        move = _recoloured if painted else _moved_mass
         tried = move(problem, x_adv, area / 2 ** sum(query > at for at in HALVED_AT), moves.of(query))
-        answer = problem.query(tried, margin, query, draws=draws, gradient=False)
+        answer = problem.query(problem.threat.image(tried, problem.x), margin, query, draws=draws, gradient=False)
         better = answer.loss > loss
         x_adv, loss = torch.where(_wide(better), tried, x_adv), torch.where(better, answer.loss, loss)
         failed = better & (answer.failures > 0)
@@ -49,7 +51,7 @@ class _Moves:
 
     def __init__(self, problem: Problem):
         self.problem, self.made = problem, -1
-        self.size = 5 + problem.x.shape[1]  # two windows, orientation, a sign for each channel
+        self.size = 5 + _channels(problem)  # two windows, orientation, a sign for each channel
 
     def of(self, query: int) -> Tensor:
         """(B, 5 + C) numbers of this query."""
@@ -64,18 +66,31 @@ class _Moves:
         self.problem, self.table = self.problem.at(left), self.table[left] if self.made >= 0 else None
 
 
+def _channels(problem: Problem) -> int:
+    """Of what squares are painted on: an image, or a flow to the right and down."""
+    return 2 if problem.threat.norm == FLOW else problem.x.shape[1]
+
+
 def _stripes(problem: Problem) -> Tensor:
     """Vertical stripes of +-eps, one sign for each channel and column."""
-    b, c, _, w = problem.x.shape
-    colour = problem.threat.eps * _signs(problem.random().rand(b, c, 1, w))
-    return problem.threat.project(problem.x + colour, problem.x)
+    b, _, h, w = problem.x.shape
+    colour = problem.threat.eps * _signs(problem.random().rand(b, _channels(problem), 1, w))
+    everywhere = torch.ones(b, 1, h, w, dtype=torch.bool, device=colour.device)
+    return _painted(problem, problem.threat.none(problem.x), everywhere, colour)
 
 
 def _recoloured(problem: Problem, x_adv: Tensor, share: float, numbers: Tensor) -> Tensor:
-    """l_inf: one square of +-eps in each channel."""
-    _, c, h, w = x_adv.shape
+    """l_inf and flows: one square of +-eps in each channel."""
+    h, w = problem.x.shape[2:]
     window, _ = _window(numbers[:, 0:2], h, w, min(max(round(math.sqrt(share * h * w)), 1), h, w))
-    colour = problem.threat.eps * _signs(numbers[:, 5 : 5 + c, None, None])
+    colour = problem.threat.eps * _signs(numbers[:, 5 : 5 + _channels(problem), None, None])
+    return _painted(problem, x_adv, window, colour)
+
+
+def _painted(problem: Problem, x_adv: Tensor, window: Tensor, colour: Tensor) -> Tensor:
+    """Examples with a new perturbation (B, C, 1 or H, 1 or W) in a window (B, 1, H, W)."""
+    if problem.threat.norm == FLOW:  # (B, H, W, 2)
+        return torch.where(window.permute(0, 2, 3, 1), colour.permute(0, 2, 3, 1), x_adv)
     return problem.threat.project(torch.where(window, problem.x + colour, x_adv), problem.x)
 
 

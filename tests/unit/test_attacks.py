@@ -11,7 +11,7 @@ from drbench.attacks.losses import Loss
 from drbench.attacks.presets import member
 from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Suite
-from drbench.attacks.threat import Threat
+from drbench.attacks.threat import Threat, threat
 from drbench.errors import DrbenchError
 from tests.attacked import two_classes
 
@@ -19,7 +19,7 @@ DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
 
 def problem(defense, x, y, norm, eps, sigma=0.0):
-    return Problem.of(views.Direct(defense, sigma), Threat(norm, eps), x, y, range(len(x)), "test")
+    return Problem.of(views.Direct(defense, sigma), threat(norm, eps), x, y, range(len(x)), "test")
 
 
 def reach(margins, w, norm):
@@ -106,6 +106,18 @@ def test_square_breaks_what_is_easy_and_nothing_impossible():
         assert not refused.any() and not hit[far > eps * (1 + 1e-5)].any()
         assert hit[far < 0.3 * eps].float().mean() > 0.9
         assert tested.cost.gradients.sum() == 0 and tested.cost.forwards.max() <= 400
+
+
+def test_square_paints_flows_too():
+    """What a flow does to the margin of a linear defense is seen at once; no flow leaves its bound."""
+    defense, x, y, *_ = two_classes(40)
+    tested = problem(defense, x, y, "stadv", 0.5)
+    (flow,) = square.square(tested, queries=300).unbind(1)
+    flow, refused = tested.threat.repair(flow, x)
+    margin, still = Loss("margin"), tested.threat.none(x)
+    before, after = (tested.query(tested.threat.image(each, x), margin, gradient=False).loss for each in (still, flow))
+    assert not refused.any() and flow.shape == still.shape and float(flow.abs().max()) <= 0.5
+    assert (after > before).all() and tested.cost.gradients.sum() == 0
 
 
 def test_no_attack_moves_where_eps_is_zero():

@@ -183,6 +183,19 @@ class Downhill(Masked):
         return self.scores(Slope.apply(z, lambda z, slope: -slope))
 
 
+class Aimless(Masked):
+    """A surrogate gradient that is noise, another at each image."""
+
+    gradient = "surrogate"
+
+    def logits(self, z, sigma, draws):
+        def made(z, slope):
+            rng = torch.Generator().manual_seed(int(1e6 * z.sum()))
+            return slope.norm() * torch.randn(slope.shape, generator=rng)
+
+        return self.scores(Slope.apply(z, made))
+
+
 class Elsewhere(Masked):
     """Attackers are given another network."""
 
@@ -218,8 +231,9 @@ class Training(Masked):
 
 
 def flags(defense, norm="l2", eps=0.5, sigma=0.0, images=IMAGES, **settings):
-    size = {"loss": "margin", "steps": 20} | settings
-    suite = Suite(defense, threat(norm, eps), [member("pgd", **size)], sigma, select=20, evaluations=20)
+    attack = {"attack": "stadv"} if norm == "stadv" else {"attack": "pgd", "loss": "margin"}
+    attack = member(**{"steps": 20} | attack | settings)
+    suite = Suite(defense, threat(norm, eps), [attack], sigma, select=20, evaluations=20)
     found = suite.run(images.x, images.y, images.ids)
     return {each.check: each.text for each in audit(suite, images.x, images.y, images.ids, found) if each.flag}
 
@@ -265,8 +279,10 @@ def test_training_mode_is_flagged():
     assert "eval-mode" in probed(Training().train())
 
 
-def test_attacks_that_need_no_gradient_show_what_is_masked():
-    assert "bb>wb" in flags(Rounded().eval())
+@pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.5), ("stadv", 0.4)])
+@pytest.mark.parametrize("planted", [Rounded, Aimless])
+def test_attacks_that_need_no_gradient_show_what_is_masked(planted, norm, eps):
+    assert "bb>wb" in flags(planted().eval(), norm, eps)
 
 
 def test_attacks_that_need_no_gradient_ask_what_decides():
@@ -286,13 +302,7 @@ def test_gradient_noise_is_flagged_by_more_draws():
     "name, checkpoint", [("undefended", "digits/classifier"), ("adversarial_training", "digits/adversarial_training")]
 )
 def test_honest_deterministic_defenses_raise_no_flag(name, checkpoint, norm, eps):
-    suite_member = {"attack": "stadv"} if norm == "stadv" else {}
-    defense = load(name, checkpoint)
-    size = {"steps": 40} if suite_member else {"loss": "margin", "steps": 40}
-    attack = member(**{"attack": "pgd", **suite_member}, **size)
-    suite = Suite(defense, threat(norm, eps), [attack])
-    found = suite.run(IMAGES.x, IMAGES.y, IMAGES.ids)
-    assert [each for each in audit(suite, IMAGES.x, IMAGES.y, IMAGES.ids, found) if each.flag] == []
+    assert flags(load(name, checkpoint), norm, eps, steps=40) == {}
 
 
 def test_noise_augmentation_raises_no_flag():
