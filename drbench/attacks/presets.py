@@ -85,7 +85,7 @@ def transfer(preset: str, names: Iterable[str]) -> list[Member]:
 
 
 def _spatial(preset: str, deterministic: bool) -> list[Member]:
-    """Flows are moved over kinks, where their gradients lead astray: many images fall to Square alone."""
+    """Flows move pixels over kinks of the interpolation, where slopes mislead: some images fall to Square alone."""
     steps, draws = SIZES[preset]
     suite = [member("stadv", steps=steps, draws=1 if deterministic else draws)]
     return suite + ([member("square", queries=5000)] if deterministic and preset in ("standard", "thorough") else [])
