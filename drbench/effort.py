@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from drbench import config, datasets, places
-from drbench.attacks.presets import BUDGET
+from drbench.attacks.presets import budget
 from drbench.data.subsets import choose
 
 # Effective rate of an A100 in float32 with TF32, as published speeds imply: 53 s an image of 100,100 calls of RCM-B (67
@@ -53,10 +53,4 @@ def _draws(cell: DictConfig) -> float:
         return cell.certify.n0 + cell.certify.n
     spec = cell.attack
     attacks = spec.attacks or [{"steps": 100, "draws": 16}]
-    gradients = 0
-    for each in attacks:
-        factor = 1
-        for name in BUDGET:
-            factor *= each.get(name, 1)
-        gradients += factor
-    return gradients * (1 + BACKWARD) + 2 * spec.evaluations + spec.select * len(attacks)
+    return sum(map(budget, attacks)) * (1 + BACKWARD) + 2 * spec.evaluations + spec.select * len(attacks)

@@ -137,17 +137,16 @@ def _robust(runs: Sequence[Run]) -> Iterator[dict]:
     names = _deployed(runs)
     for (norm, _), group in _grouped(runs, lambda run: (run.header["engine"]["norm"], run.header["engine"]["eps"])):
         condition = f"{norm} {group[0].header['engine']['eps_text']}"
-        for several in (False, True):
-            part = [run for run in group if sides.several(run) == several]
-            for name in dict.fromkeys(names[run.folder] for run in sorted(part, key=_position)):
-                ((_, trained),) = _rows([run for run in part if names[run.folder] == name])
-                images = frozenset.intersection(*(frozenset(run.rows) for run in trained))
-                found = [_part(run, images, 0) for run in trained]
-                facts = {"section": "robust", "condition": condition, "row": name, "images": len(images),
-                         "seeds": len(trained), "marks": _marks(trained),
-                         "note": " ".join(sorted({run.header["engine"]["preset"] for run in trained}))}  # fmt: skip
-                for quantity in ("clean", "robust") if images else ():
-                    yield facts | {"quantity": quantity} | _estimate([per_image.values(r, quantity) for r in found])
+        group.sort(key=sides.several)  # cascades last
+        for name in dict.fromkeys(names[run.folder] for run in group):
+            ((_, trained),) = _rows([run for run in group if names[run.folder] == name])
+            images = frozenset.intersection(*(frozenset(run.rows) for run in trained))
+            found = [_part(run, images, 0) for run in trained]
+            facts = {"section": "robust", "condition": condition, "row": name, "images": len(images),
+                     "seeds": len(trained), "marks": _marks(trained),
+                     "note": " ".join(sorted({run.header["engine"]["preset"] for run in trained}))}  # fmt: skip
+            for quantity in ("clean", "robust") if images else ():
+                yield facts | {"quantity": quantity} | _estimate([per_image.values(r, quantity) for r in found])
 
 
 def _deployed(runs: Sequence[Run]) -> dict:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from drbench import per_image, stats, summary
-from drbench.attacks.presets import BUDGET
+from drbench.attacks.presets import budget
 from drbench.per_image import MEASURES
 from drbench.record import Run
 
@@ -103,14 +103,8 @@ def worth(run: Run) -> tuple:
     budget, for a weaker attack only leaves a higher upper bound.
     """
     engine = run.header["engine"]
-    gaussian = stats.noise(engine) == "gaussian"
-    return gaussian, not all_marks([run]), _budget(run), len(run.rows), engine.get("n", 0), str(run.folder)
-
-
-def _budget(run: Run) -> int:
-    """What the attacks of a run may ask of the defense for an image, by their settings; 0 of a certification."""
-    attacks = run.header["engine"]["attacks"].values() if run.task == "attack" else ()
-    return sum(math.prod(each.get(name, 1) for name in BUDGET) for each in attacks)
+    gaussian, asked = stats.noise(engine) == "gaussian", sum(map(budget, engine.get("attacks", {}).values()))
+    return gaussian, not all_marks([run]), asked, len(run.rows), engine.get("n", 0), str(run.folder)
 
 
 def every(side: Trainings) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,11 @@ PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
 AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
 FROM = "from "  # begins the name of a view of another defense
 BUDGET = ("restarts", "targets", "steps", "queries", "tries", "draws")  # settings that multiply to the cost
+
+
+def budget(settings: Mapping) -> int:
+    """What an attack with these settings may ask of the defense for an image, draws counted."""
+    return math.prod(settings.get(name, 1) for name in BUDGET)
 
 
 @dataclass(frozen=True)
