@@ -22,6 +22,7 @@ from drbench.attacks.suite import Found, Suite, check
 from drbench.attacks.threat import threat
 from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batch_size import find_batch_rows
+from drbench.certifiers.batching import workers
 from drbench.certifiers.noise import sampling
 from drbench.data import Images
 from drbench.progress import Progress
@@ -118,8 +119,9 @@ def certify(
         defense.require(level)
     gaussian.check_images(defense, images.x)
     gaussian.check_draws(n0, n, block)
-    rows = find_batch_rows(defense, max(scales), len(images) * (n0 + n)) if batch_rows is None else batch_rows
-    observations = kinds.observe(engine, defense, images.x, images.ids, images.y.tolist(), batch_rows=rows)
+    if batch_rows is None:
+        batch_rows = find_batch_rows(defense, max(scales), len(images) * (n0 + n) // workers(defense.device))
+    observations = kinds.observe(engine, defense, images.x, images.ids, images.y.tolist(), batch_rows=batch_rows)
     found: dict[int, dict] = {}  # images may be settled in another order than they were given
     with Progress(f"{type(defense).__name__} sigma {', '.join(map(str, scales))}", len(images), "images") as bar:
         for seen in observations:

@@ -108,7 +108,7 @@ def _by_pilot(about: Cost, cell: DictConfig, images: Images, defense: Defense) -
     """Of a certification, by timed batches at each noise level."""
     spec, batch_rows, scales = cell.certify, cell.run.batch_rows, config.levels(cell)
     if batch_rows == "auto":
-        batch_rows = find_batch_rows(defense, spec.sigma, about.images * (spec.n0 + spec.n))
+        batch_rows = find_batch_rows(defense, spec.sigma, about.images * (spec.n0 + spec.n) // workers(defense.device))
     if cell.run.compile:
         execution.compile_networks(defense, cell.run.cuda_graphs)
     engine = header.engine(cell, images, defense)

@@ -34,7 +34,7 @@ from drbench import (
     weights,
 )
 from drbench.api import DrbenchError
-from drbench.certifiers import kinds
+from drbench.certifiers import batching, kinds
 from drbench.certifiers.batch_size import find_batch_rows
 from drbench.data import Images
 from drbench.executors.units import Units
@@ -346,7 +346,8 @@ def _batch_rows(cell: DictConfig, defense, crew: _Crew, images: int, workers: in
         return cell.run.batch_rows
     (key,) = crew.resident
     if key not in crew.batch_rows:
-        most = images * (cell.certify.n0 + cell.certify.n) // workers
+        rows = images * (cell.certify.n0 + cell.certify.n)
+        most = rows // max(workers, batching.workers(defense.device))  # executor inline: threads of this process
         crew.batch_rows = {key: find_batch_rows(defense, cell.certify.sigma, most)}
     return crew.batch_rows[key]
 

@@ -8,12 +8,14 @@ import time
 import torch
 
 from drbench.api import Defense
-from drbench.certifiers.batching import Forward, is_out_of_memory, workers
+from drbench.certifiers.batching import Forward, is_out_of_memory
 from drbench.certifiers.engine import Request, count_votes
 
 SMALLEST, LARGEST = 32, 8192
-SECONDS_PER_SIZE = 0.1  # time spent on each candidate: a second or two for the whole search of a fast network
-TURNS = 5  # repetitions for the sizes that come near the best
+BUSY = 9  # seconds in rows for each second of launching: the guess is nine tenths of the way to the top speed
+SECONDS_PER_SIZE = 0.05  # least time spent on a measurement
+QUICK = 0.25  # seconds of one call: slower ones are not repeated at once
+TURNS = 5  # measurements of each size
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
 SHARE, AT_LEAST = 0.04, 0.4  # of the work, and seconds, that the whole search may take
 
@@ -21,54 +23,63 @@ SHARE, AT_LEAST = 0.04, 0.4  # of the work, and seconds, that the whole search m
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
     """The smallest batch whose measured rows per second, in one worker, are within 1 % of the best found.
 
-    Doubles the batch until three sizes in a row bring no gain of 3 %, one call takes more than `LONGEST` seconds,
-    memory runs out, or a worker's part of `most` rows is reached. Then the sizes that came near the best are timed
-    again, in turns. All this ends early if it takes long beside the work on `most` rows.
+    A batch of one row shows what it costs to launch all operations, one of `SMALLEST` what a row adds. The size at
+    which the rows take `BUSY` times as long as the launch is the first guess. Caches are not in that model: half, twice
+    and four times as many rows are timed against it, in turns, as long as that is short beside the work on `most` rows,
+    the part of one worker. No call takes more than `LONGEST` seconds, and memory is not exceeded.
     """
-    threads, part = torch.get_num_threads(), -(-most // workers(defense.device))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1 if defense.device.type == "cpu" else threads)
     try:
-        return _search(defense, sigma, part)
+        return _search(defense, sigma, most)
     finally:
         torch.set_num_threads(threads)
 
 
 def _search(defense: Defense, sigma: float, most: int) -> int:
-    start, rates = time.perf_counter(), {}
-    rows, best, without_gain = SMALLEST, 0.0, 0
+    start, largest, rates = time.perf_counter(), max(min(most, LARGEST), SMALLEST), {}
 
-    def in_time(planned: float = 0.0) -> bool:
-        return time.perf_counter() - start + planned < max(AT_LEAST, SHARE * most / best)
+    def measure(rows: int) -> float:
+        """Rows per second; 0 where memory runs out."""
+        rates.setdefault(rows, []).append(_rows_per_second(defense, sigma, rows))
+        return rates[rows][-1]
 
-    while rows <= max(min(most, LARGEST), SMALLEST) and without_gain < 3:
-        try:
-            rates[rows] = _rows_per_second(defense, sigma, rows)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            break
-        without_gain = 0 if rates[rows] > 1.03 * best else without_gain + 1
-        best = max(best, rates[rows])
-        rows *= 2
-        if rows / 2 / rates[rows // 2] > LONGEST or not in_time(2 * rows / best):
-            break
-    near = [rows for rows, rate in rates.items() if rate >= 0.8 * best and rows / rate < LONGEST / 10]
-    if len(near) > 1:
-        turns = [[rates[rows] for rows in near]]
-        while len(turns) <= TURNS and in_time(sum(2 * rows / rates[rows] for rows in near)):
-            turns.append([_rows_per_second(defense, sigma, rows) for rows in near])
-        turns = turns[1:] or turns  # the first look was at sizes one after the other
-        shares = [[rate / max(turn) for rate in turn] for turn in turns]  # a slow turn says as much as a fast one
-        rates = {rows: statistics.median(found) for rows, found in zip(near, zip(*shares, strict=True), strict=True)}
-    return min((rows for rows, rate in rates.items() if rate >= 0.99 * max(rates.values())), default=1)
+    def in_time(rows: int) -> bool:
+        planned = launch + rows * row
+        left = max(AT_LEAST, SHARE * most * row) - (time.perf_counter() - start)
+        return planned < LONGEST and (2 if planned < QUICK else 1) * planned < left
+
+    single = measure(1)
+    if single * LONGEST < 1 or not measure(SMALLEST):
+        return 1
+    launch, few = 1 / single, SMALLEST / rates[SMALLEST][0]
+    row = max(few - launch, few / 100) / (SMALLEST - 1)
+    guess = SMALLEST
+    while 2 * guess <= largest and guess * row < BUSY * launch and launch + 2 * guess * row < LONGEST / 4:
+        guess *= 2
+    while in_time(guess) and not measure(guess):
+        guess //= 2
+    for rows in TURNS * [guess, 2 * guess, 4 * guess, guess // 2]:
+        if SMALLEST <= rows <= largest and in_time(rows) and rates.get(rows) != [0]:
+            measure(rows)
+    if guess not in rates:
+        return guess
+    speeds = {rows: statistics.median(found) for rows, found in rates.items() if rows >= SMALLEST}
+    return min(rows for rows, speed in speeds.items() if speed >= 0.99 * max(speeds.values()))
 
 
 def _rows_per_second(defense: Defense, sigma: float, rows: int) -> float:
-    # The first call warms up (allocations, kernel selection) and counts only if it was too slow to be repeated.
-    best, spent = rows / (first := _seconds(defense, sigma, rows)), 0.0
-    while spent < SECONDS_PER_SIZE and first < LONGEST:
-        seconds = _seconds(defense, sigma, rows)
-        best, spent = max(best, rows / seconds), spent + seconds
+    """0 where memory runs out."""
+    try:
+        # The first call warms up (allocations, kernel selection), which is little beside the work of a slow one.
+        best, spent = rows / (first := _seconds(defense, sigma, rows)), 0.0
+        while spent < SECONDS_PER_SIZE and (first < QUICK or rows == 1):
+            seconds = _seconds(defense, sigma, rows)
+            best, spent = max(best, rows / seconds), spent + seconds
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0.0
     return best
 
 

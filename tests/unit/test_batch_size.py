@@ -1,7 +1,6 @@
 """The search for a batch size, on networks whose speed is made up."""
 
 import pytest
-import torch
 
 from drbench.certifiers import batch_size
 
@@ -24,25 +23,35 @@ def search(monkeypatch):
     return run
 
 
-def test_smallest_of_the_best_sizes(search):
-    found, tried = search(lambda rows: 0.01 + rows / 1e5)  # launch cost and throughput: gains fade slowly
-    assert found == 8192 and tried[-1] == 8192
-    found, tried = search(lambda rows: max(0.001, rows / 1e5))  # gains end at 100 rows
-    assert found == 128 and tried == [32, 64, 128, 256, 512, 1024]
+def test_begins_where_rows_outweigh_the_launch(search):
+    assert search(lambda rows: 0.01 + rows / 4000) == (2048, [1, 32, 512, 1024, 2048, 256])  # 9 launches: 369 rows
+    assert search(lambda rows: 0.0001 + rows / 1e5) == (512, [1, 32, 128, 256, 512, 64])
 
 
-def test_a_plateau_ends_the_search(search):
-    assert search(lambda rows: rows / 5000) == (32, [32, 64, 128, 256])
+def test_a_network_without_launch_costs_takes_the_smallest(search):
+    assert search(lambda rows: rows / 5000) == (32, [1, 32, 64, 128])
+
+
+def test_a_cache_that_overflows_is_found(search):
+    """The model says 512; beyond 300 rows each costs twice as much."""
+    assert search(lambda rows: 0.01 + rows / 4000 + max(0, rows - 300) / 2000)[0] == 256
 
 
 def test_a_slow_network_is_not_asked_for_large_batches(search):
-    found, tried = search(lambda rows: 1.5 + rows / 1000)
-    assert tried == [32, 64, 128, 256, 512] and found == 512  # the call with 512 rows took 2.01 s
+    found, tried = search(lambda rows: 0.1 + rows / 500)
+    assert tried == [1, 32, 128, 256, 512, 64] and found == 512  # a call with 1,024 rows would take 2.1 s
+    assert search(lambda rows: 2.1 * rows) == (1, [1])
+
+
+def test_a_search_without_time_returns_the_model(search, monkeypatch):
+    """The clock only moves: nothing is measured but what the model needs."""
+    monkeypatch.setattr(batch_size.time, "perf_counter", iter(range(1000)).__next__)
+    assert search(lambda rows: 0.01 + rows / 4000, most=4000) == (512, [1, 32])
 
 
 def test_no_more_than_the_run_needs(search):
-    assert search(lambda rows: 1e-3, most=100)[1] == [32, 64]
-    assert search(lambda rows: 1e-3, most=3)[1] == [32]
+    assert search(lambda rows: 1e-3, most=100)[1] == [1, 32, 64]
+    assert search(lambda rows: 1e-3, most=3)[1] == [1, 32]
 
 
 @pytest.mark.parametrize(("most", "limit"), [(1_000, 1), (10_000, 4), (100_000, 40)])
@@ -55,25 +64,33 @@ def test_the_search_is_short_beside_the_work(search, monkeypatch, most, limit):
         return rows / 100 * (1 - rows / 1e5)
 
     monkeypatch.setattr(batch_size.time, "perf_counter", lambda: clock[0])
-    assert len(search(seconds, most)[1]) == {1: 1, 4: 2, 40: 4}[limit] and clock[0] <= limit
+    assert len(search(seconds, most)[1]) == {1: 2, 4: 3, 40: 4}[limit] and clock[0] <= limit
 
 
-def test_the_best_sizes_are_timed_more_than_once(monkeypatch):
+def test_every_size_is_timed_more_than_once(monkeypatch):
     calls = []
 
     def measure(defense, sigma, rows):
         calls.append(rows)
         lucky = rows == 64 and calls.count(64) == 1  # one measurement too good to be true
-        return {32: 10_000, 64: 20_000, 128: 26_000}.get(rows, 25_000) * (1.5 if lucky else 1)
+        return {1: 2_000, 32: 12_800, 64: 20_000, 128: 26_000}.get(rows, 25_000) * (1.5 if lucky else 1)
 
     monkeypatch.setattr(batch_size, "_rows_per_second", measure)
-    assert batch_size._search(None, 0.5, 512) == 128
+    assert batch_size._search(None, 0.5, 512) == 128 and calls.count(64) == batch_size.TURNS
 
 
-def test_memory_ends_the_search(search):
-    def seconds(rows):
-        if rows > 100:
-            raise torch.OutOfMemoryError("out of memory")
-        return 0.1
+def test_memory_ends_the_search(monkeypatch):
+    """Half as many rows until they fit, and then no more than those."""
 
-    assert search(seconds) == (64, [32, 64, 128])
+    def measured(fits):
+        tried = []
+
+        def measure(defense, sigma, rows):
+            tried.append(rows)
+            return 0.0 if rows > fits else rows / (0.01 + rows / 4000)
+
+        monkeypatch.setattr(batch_size, "_rows_per_second", measure)
+        return batch_size._search(None, 0.5, 10**6), list(dict.fromkeys(tried))
+
+    assert measured(100) == (64, [1, 32, 512, 256, 128, 64])
+    assert measured(5) == (1, [1, 32]) and measured(0) == (1, [1])
