@@ -34,11 +34,11 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 	runs=$$($(BIN)/drbench run $(DIGITS) $(FEW) $(ATTACKS) run.executor=processes) && \
 	all=$$(echo "$$runs" | grep /runs/) && attacked=$$(echo "$$runs" | grep /attacks/) && \
 	few=$$(echo "$$all" | grep /diffusion_classifier-) && most=$$(echo "$$all" | grep -v /diffusion_classifier-) && \
-	$(BIN)/drbench table $$all --out results/digits/certified && \
-	$(BIN)/drbench plot $$most --out results/digits/certified && \
+	{ $(BIN)/drbench table $$all --out results/digits/certified && \
+	  $(BIN)/drbench plot $$most --out results/digits/certified & } && \
 	$(BIN)/drbench plot $$few --out results/digits/certified-few && \
 	$(BIN)/drbench table $$attacked --out results/digits/robust && \
-	$(BIN)/drbench plot $$attacked --out results/digits/robust
+	$(BIN)/drbench plot $$attacked --out results/digits/robust && wait $$!
 
 digits-full: setup  ## the same on all 500 test images, with more draws (2 to 3 hours)
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) $(FULL_ATTACKS) run.executor=processes --out results/digits/full

@@ -123,7 +123,7 @@ MAY_IMPORT = {
                  {"torch", "numpy"}),
     "diffusion.": (LEAVES | {"training", "diffusion", "specs"}, {"torch", "numpy", "diffusers", "yaml"}),
     "data.": (LEAVES | {"data", "datasets", "places"},
-              {"torch", "numpy", "scipy", "sklearn", "pyarrow", "PIL", "yaml", "cv2"}),
+              {"torch", "numpy", "scipy", "pyarrow", "PIL", "yaml", "cv2"}),
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training", "conformance"},
                      {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),

@@ -17,7 +17,7 @@ SECONDS_PER_SIZE = 0.05  # least time spent on a measurement
 QUICK = 0.25  # seconds of one call: slower ones are not repeated at once
 TURNS = 5  # measurements of each size
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
-SHARE, AT_LEAST = 0.04, 0.4  # of the work, and seconds, that the whole search may take
+SHARE, AT_LEAST = 0.03, 0.3  # of the work, and seconds, that the whole search may take
 
 
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
@@ -55,7 +55,7 @@ def _search(defense: Defense, sigma: float, most: int) -> int:
     launch, few = 1 / single, SMALLEST / rates[SMALLEST][0]
     row = max(few - launch, few / 100) / (SMALLEST - 1)
     guess = SMALLEST
-    while 2 * guess <= largest and guess * row < BUSY * launch and launch + 2 * guess * row < LONGEST / 4:
+    while 2 * guess <= largest and guess * row < BUSY * launch and launch + 2 * guess * row < LONGEST / 2:
         guess *= 2
     while in_time(guess) and not measure(guess):
         guess //= 2
