@@ -39,7 +39,7 @@ def configs() -> str:
     """Benchmark files of the project with their titles."""
     root = weights.home() / "benchmarks"
     files = [path for path in sorted(root.glob("*/**/*.yaml")) if not path.name.startswith("_")]
-    rows = [(str(path.relative_to(root.parent)), config.load(path)[0].title) for path in files]
+    rows = [(str(path.relative_to(root.parent)), config.title(path)) for path in files]
     return _columns([("CONFIG", ""), *rows])
 
 

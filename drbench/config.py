@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,22 +232,43 @@ def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
+def title(path: str | Path) -> str:
+    """Title of a benchmark file, whose other keys are not looked at."""
+    return next((str(layer.title) for layer in reversed(_layers(Path(path))) if "title" in layer), "")
+
+
+@cache
+def _schema() -> DictConfig:
+    """All keys with their defaults and types; to be merged with, which copies it."""
+    return OmegaConf.structured(Config)
+
+
+@cache
+def _sections() -> dict:
+    return OmegaConf.to_container(OmegaConf.structured(Config(train=Train())))
+
+
+def _layers(path: Path) -> list[DictConfig]:
+    """A file below those that it extends."""
     layers, place = [_read(path)], path
     while "extends" in layers[0]:
         if len(layers) == 3:
             raise DrbenchError(f"{place}: expected at most two levels of 'extends', so that a file stays readable")
         place = place.parent / str(layers[0].pop("extends"))
         layers.insert(0, _read(place))
+    return layers
+
+
+def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
+    layers = _layers(path)
     for override in overrides:
         if "=" not in override:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
     if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
         raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
     layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides))))
-    sections = OmegaConf.to_container(OmegaConf.structured(Config(train=Train())))
     for layer in layers:
-        _check_sections(path, OmegaConf.to_container(layer), sections)
+        _check_sections(path, OmegaConf.to_container(layer), _sections())
     merged = _stacked(path, layers)
     if not merged.protocol:
         return merged
@@ -263,7 +285,7 @@ def _stacked(path: Path, layers: Sequence[DictConfig]) -> DictConfig:
     """The layers, merged; merging would not notice an empty sweep, which takes away those below it."""
     empty = max((i for i, layer in enumerate(layers) if layer.get("sweep") == {}), default=0)
     kept = [OmegaConf.masked_copy(layer, [key for key in layer if key != "sweep"]) for layer in layers[:empty]]
-    return _guarded(path, lambda: OmegaConf.merge(OmegaConf.structured(Config), *kept, *layers[empty:]))
+    return _guarded(path, lambda: OmegaConf.merge(_schema(), *kept, *layers[empty:]))
 
 
 def _check_sections(path: Path, layer: dict, schema: dict, above: str = "") -> None:
