@@ -27,7 +27,7 @@ setup: $(BIN)/.installed  ## virtual environment in .venv, with drbench installe
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 digits: setup  ## the main job: certify every defense on 100 real digits, attack most on 10 or 20, tables and plots (minutes)

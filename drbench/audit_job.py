@@ -15,7 +15,6 @@ from drbench.attacks.audit import audit
 from drbench.attacks.suite import Found, Suite
 from drbench.data import Images
 
-PREFIX = "audit"  # of its flags
 OF_OWN_ATTACKS = 8  # images, where the attacks are not those of a preset
 
 
@@ -47,11 +46,11 @@ def add(cell: DictConfig, folder: Path, images: Images, suite: Suite, about: dic
         "seconds": time.perf_counter() - begun,
         "findings": [list(finding) for finding in findings],
     }
-    flags = [f"{PREFIX} {each.check}: {each.text}" for each in findings if each.flag]
-    about["flags"] = [flag for flag in about["flags"] if not flag.startswith(PREFIX)] + flags
+    flags = [f"{presets.FLAG} {each.check}: {each.text}" for each in findings if each.flag]
+    about["flags"] = [flag for flag in about["flags"] if not flag.startswith(presets.FLAG)] + flags
 
 
 def flags(folders: Iterable[Path]) -> list[str]:
     """The red flags of some runs, each with its folder."""
-    headers = ((folder, record.read(folder).header) for folder in folders)
-    return [f"{folder}: {flag}" for folder, header in headers for flag in header["flags"] if flag.startswith(PREFIX)]
+    found = ((folder, flag) for folder in folders for flag in record.read(folder).header["flags"])
+    return [f"{folder}: {flag}" for folder, flag in found if flag.startswith(presets.FLAG)]

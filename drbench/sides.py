@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from drbench import per_image, stats, summary
-from drbench.attacks.presets import budget
+from drbench.attacks.presets import FLAG, budget
 from drbench.per_image import MEASURES
 from drbench.record import Run
 
@@ -100,11 +100,13 @@ def worth(run: Run) -> tuple:
     """Sort key: of several runs of a row the last one stands for it.
 
     Gaussian noise, which tables and papers are about, before other noise; of attacks the one with the largest
-    budget, for a weaker attack only leaves a higher upper bound.
+    budget, for a weaker attack only leaves a higher upper bound. That is so if its audit raised a flag, too: the truth
+    may be lower still.
     """
     engine = run.header["engine"]
     gaussian, asked = stats.noise(engine) == "gaussian", sum(map(budget, engine.get("attacks", {}).values()))
-    return gaussian, not all_marks([run]), asked, len(run.rows), engine.get("n", 0), str(run.folder)
+    spotless = all(mark.startswith(FLAG) for mark in all_marks([run]))
+    return gaussian, spotless, asked, len(run.rows), engine.get("n", 0), str(run.folder)
 
 
 def every(side: Trainings) -> list[Run]:

@@ -12,6 +12,7 @@ from drbench.norms import FLOW
 SIZES = {"smoke": (10, 4), "fast": (40, 8), "standard": (100, 16), "thorough": (200, 20)}  # steps x draws of EOT
 PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
 AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
+FLAG = "audit"  # begins what the audit of a run says against it
 FROM = "from "  # begins the name of a view of another defense
 BUDGET = ("restarts", "targets", "steps", "queries", "tries", "draws")  # settings that multiply to the cost
 

@@ -159,13 +159,15 @@ def test_attacks(judge, tmp_path):
     assert judge(ours, theirs, measure="robust", threats=["linf 1/16"]).verdict == "not tested"
 
 
-def test_of_attacks_on_a_row_the_strongest_counts(judge, tmp_path):
-    """Whatever their folders are called; a weaker one only leaves a higher upper bound."""
+@pytest.mark.parametrize("flags", [[], ["audit gradient-check: off"]])
+def test_of_attacks_on_a_row_the_strongest_counts(judge, tmp_path, flags):
+    """Whatever their folders are called; a weaker one only leaves a higher upper bound, without flags too."""
     theirs, runs = make_attack(tmp_path / "t", [5] * 12, defense="theirs"), {}
     for name, steps, right in (("a", 100, 2), ("b", 10, 9)):
         run = make_attack(tmp_path / name, [right] * 12, defense="ours")
         attacks = {"pgd": {"attack": "pgd", "steps": steps, "draws": 4}}
         runs[name] = replace(run, header=run.header | {"engine": run.header["engine"] | {"attacks": attacks}})
+    runs["a"].header["flags"] = flags
     row = judge(*runs.values(), theirs, measure="robust", threats=["linf 2/16"])
     assert (row.runs, row.verdict) == ("a t", "fails") and "passed over: b" in row.note
 
