@@ -57,7 +57,7 @@ def _search(defense: Defense, sigma: float, most: int) -> int:
     guess = SMALLEST
     while 2 * guess <= largest and guess * row < BUSY * launch and launch + 2 * guess * row < LONGEST / 2:
         guess *= 2
-    while in_time(guess) and not measure(guess):
+    while guess > SMALLEST and in_time(guess) and not measure(guess):
         guess //= 2
     for rows in TURNS * [guess, 2 * guess, 4 * guess, guess // 2]:
         if SMALLEST <= rows <= largest and in_time(rows) and rates.get(rows) != [0]:
