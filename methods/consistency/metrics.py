@@ -5,6 +5,7 @@ All take two batches (B, C, H, W) in network units and return (B,). LPIPS: Zhang
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from drbench.recipe import Recipe
 from methods.consistency.features import PRETEXTS, Encoder, fit_encoder
 
 VGG = "vgg16-397923af.pth"  # torchvision's ImageNet weights, version 1
+VGG_SHA256 = "397923af"  # the first digits, which torchvision puts into the name
 METRICS = ("lpips_vgg", *PRETEXTS, "multiscale_l1", "l1", "l2")
 
 
@@ -95,6 +97,13 @@ def lpips_vgg(device: torch.device) -> Distance:
         raise DrbenchError(
             f"metric lpips_vgg needs torchvision's VGG16 weights at {file}, and nothing is downloaded: put the file "
             f"there (TORCH_HOME names another folder), or choose one of {', '.join(METRICS[1:])}, which are not LPIPS"
+        )
+    with open(file, "rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if not found.startswith(VGG_SHA256):  # torch unpickles what lies there without a look
+        raise DrbenchError(
+            f"{file}: expected torchvision's VGG16 weights, whose sha256 begins with {VGG_SHA256}, got {found}; "
+            "the file is damaged or another one: fetch it again"
         )
     from lpips import LPIPS
 

@@ -1,5 +1,6 @@
 """The consistency row: times, metrics by hand, encoders, what is trained and from where."""
 
+import hashlib
 import math
 from dataclasses import replace
 
@@ -152,6 +153,10 @@ def test_lpips_is_never_downloaded(tmp_path, monkeypatch):
         metrics.metric("lpips_vgg", torch.zeros(1, 1, 8, 8), torch.zeros(1), 3, RECIPE)
     with pytest.raises(DrbenchError, match="choose one of feat_aux"):
         tiny(objective="tuning", metric="lpips_vgg").fit(torch.rand(4, 1, 8, 8), torch.zeros(4).long(), RECIPE, None)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / metrics.VGG).write_bytes(b"not these weights")
+    with pytest.raises(DrbenchError, match="VGG16 weights, whose sha256 begins with 397923af, got "):
+        metrics.lpips_vgg(torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -166,8 +171,10 @@ def test_lpips_with_weights_on_disk(tmp_path, monkeypatch):
         if name.startswith("features"):
             state[name] = 0.05 * torch.randn(shapes[name].shape, generator=generator())
     (tmp_path / "checkpoints").mkdir()
-    torch.save(state, tmp_path / "checkpoints" / metrics.VGG)
+    file = tmp_path / "checkpoints" / metrics.VGG
+    torch.save(state, file)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(metrics, "VGG_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     distance, (a, b) = metrics.lpips_vgg(torch.device("cpu")), pair(2, 1, 8, 8)
     found = distance(a.requires_grad_(), b)
     assert found.shape == (2,) and torch.autograd.grad(found.sum(), a)[0].any() and not distance(b, b).any()
