@@ -1,6 +1,7 @@
 """What purifiers do to images: `python -m benchmarks.purification CONFIG ... [--images N]`, a table per noise level.
 
-For each benchmark file whose defense has `purify`, on its test images with the noise of its seed:
+For the defense of each benchmark file, at every noise level of any of the files, on the test images with the noise of its
+seed:
 
 - pixel: mean squared error of the purified image, pixels in [0, 1]. The posterior mean is best here by definition.
 - transport: E ||phi(purified) - phi(clean)||, an upper bound of the Wasserstein-1 distance between the two sets in the
@@ -75,19 +76,16 @@ def row(found: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> Iterator[s
 
 
 def main(files: list[str], limit: int | None) -> None:
-    cells = {}
-    for file in files:
-        for cell in config.load(file):
-            cells.setdefault(cell.certify.sigma, []).append(cell)
-    images = build.images(cells[next(iter(cells))][0], "test")
-    train = build.images(next(iter(cells.values()))[0], "train")
+    swept = [config.load(file) for file in files]
+    rows, levels = [cells[0] for cells in swept], {cell.certify.sigma for cells in swept for cell in cells}
+    images, train = build.images(rows[0], "test"), build.images(rows[0], "train")
     x, y, ids = images.x[:limit], images.y[:limit], images.ids[:limit]
     encoder = fit_encoder("feat_ssl", train.x, train.y, train.num_classes, ENCODER)
-    for sigma, level in sorted(cells.items()):
+    for sigma in sorted(levels):
         print(f"\nσ = {sigma:g}, {len(x)} images, {COPIES} noisy copies\n\n| defense | {' | '.join(HEAD)} |")
         print("|---|" + "---:|" * len(HEAD))
         base = None
-        for cell in level:
+        for cell in rows:
             checkpoints = [weights.resolve(name) for name in cell.defense.checkpoint]
             defense = build.defense(cell.defense, images, checkpoints, cell.run.seed)
             found = measure(defense, x, y, ids, sigma, encoder, cell.run.seed)
