@@ -1,7 +1,6 @@
 """What purifiers do to images: `python -m benchmarks.purification CONFIG ... [--images N]`, a table per noise level.
 
-For the defense of each benchmark file, at every noise level of any of the files, on the test images with the noise of its
-seed:
+For the defense of each benchmark file, at every noise level of any file, on the test images with the noise of its seed:
 
 - pixel: mean squared error of the purified image, pixels in [0, 1]. The posterior mean is best here by definition.
 - transport: E ||phi(purified) - phi(clean)||, an upper bound of the Wasserstein-1 distance between the two sets in the

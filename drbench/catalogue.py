@@ -79,13 +79,12 @@ def _running(folder: Path, alive: Iterable[Path], left: int) -> str:
 
 def plan(cell: DictConfig) -> str:
     """The resolved config and the work it asks for."""
-    draws = cell.certify.n0 + cell.certify.n
     lines = [OmegaConf.to_yaml(cell).rstrip()]
     if cell.task == "certify":
         scales = config.levels(cell)
         tried = "" if len(scales) == 1 else f" at each of at most {len(scales)} scales: {', '.join(map(str, scales))}"
         most = "" if cell.certify.mode == "fixed" else "at most "
-        lines.append(f"# {most}{draws:,} noisy draws per image{tried}")
+        lines.append(f"# {most}{config.draws(cell):,} noisy draws per image{tried}")
     lines.append(f"# images: {_images(cell.data)}")
     if cell.task == "attack" and cell.attack.attacks is None:
         for deterministic in (True, False)[cell.attack.sigma > 0 or bool(cell.attack.cascade) :]:

@@ -212,6 +212,13 @@ def levels(config: DictConfig) -> list[float]:
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
 
 
+def draws(config: DictConfig) -> int:
+    """Noisy draws of an image at each noise level, at most: none select a class where it is named, or not voted for."""
+    certify = config.certify
+    selects = certify.kind != "lipschitz" and certify.select == "votes"
+    return certify.n0 * selects + certify.n
+
+
 def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:
     """Hash of everything that changes the numbers of a run: its config and the hashes of its weights."""
     plain = OmegaConf.to_container(config)

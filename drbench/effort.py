@@ -50,7 +50,7 @@ def hours(cells: Sequence[DictConfig]) -> float | None:
 def _draws(cell: DictConfig) -> float:
     """Forward passes of the defense for one image: all scales of a cascade; of an attack with its gradients."""
     if cell.task == "certify":
-        return cell.certify.n0 + cell.certify.n
+        return config.draws(cell)
     spec = cell.attack
     attacks = spec.attacks or [{"steps": 100, "draws": 16}]
     return sum(map(budget, attacks)) * (1 + BACKWARD) + 2 * spec.evaluations + spec.select * len(attacks)

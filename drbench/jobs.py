@@ -47,7 +47,7 @@ class Certification:
         if cell.run.compile:
             execution.compile_networks(defense, cell.run.cuda_graphs)
         engine = header.engine(cell, images, defense)
-        share = -(-self.images // workers) * (cell.certify.n0 + cell.certify.n)
+        share = -(-self.images // workers) * config.draws(cell)
         rows = largest_useful(self.batch_rows, share, defense.device)
         at_once = max(1, self.images // (ROUNDS * workers)) if workers > 1 else None
 

@@ -99,7 +99,7 @@ def _by_calls(about: Cost, cell: DictConfig, images: Images, defense: Defense, d
         rows, evaluations = gradients + forwards, (gradients + forwards) * max(calls.values())
         seconds = ((1 + BACKWARD) * gradients + forwards) * max(draws.values())
     else:
-        drawn = about.images * (header.engine(cell, images, defense)["n0"] + cell.certify.n)
+        drawn = about.images * config.draws(cell)
         rows, evaluations, seconds = (drawn * each for each in (len(draws), sum(calls.values()), sum(draws.values())))
     return about._replace(rows=rows, evaluations=evaluations, seconds=seconds, slow=True)
 
@@ -108,12 +108,11 @@ def _by_pilot(about: Cost, cell: DictConfig, images: Images, defense: Defense) -
     """Of a certification, by timed batches at each noise level."""
     spec, batch_rows, scales = cell.certify, cell.run.batch_rows, config.levels(cell)
     if batch_rows == "auto":
-        batch_rows = find_batch_rows(defense, spec.sigma, about.images * (spec.n0 + spec.n) // workers(defense.device))
+        batch_rows = find_batch_rows(defense, spec.sigma, about.images * config.draws(cell) // workers(defense.device))
     if cell.run.compile:
         execution.compile_networks(defense, cell.run.cuda_graphs)
     engine = header.engine(cell, images, defense)
-    per_image = engine["n0"] + spec.n
-    drawn = about.images * per_image
+    drawn = about.images * config.draws(cell)
     pilot, seconds, calls, memory = [], 0.0, 0.0, 0.0
     for sigma in scales:
         pilot, rate = _pilot(defense, images, engine, sigma, batch_rows)
@@ -125,7 +124,7 @@ def _by_pilot(about: Cost, cell: DictConfig, images: Images, defense: Defense) -
         early = engine["n0"] + _expected_draws(cell, pilot)
     return about._replace(
         rows=drawn * len(scales), evaluations=drawn * calls, seconds=seconds, memory=memory, pilot=len(pilot),
-        early_rows=about.images * early, early_seconds=seconds * early / per_image,
+        early_rows=about.images * early, early_seconds=seconds * early / config.draws(cell),
     )  # fmt: skip
 
 

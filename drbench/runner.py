@@ -346,7 +346,7 @@ def _batch_rows(cell: DictConfig, defense, crew: _Crew, images: int, workers: in
         return cell.run.batch_rows
     (key,) = crew.resident
     if key not in crew.batch_rows:
-        rows = images * (cell.certify.n0 + cell.certify.n)
+        rows = images * config.draws(cell)
         most = rows // max(workers, batching.workers(defense.device))  # executor inline: threads of this process
         crew.batch_rows = {key: find_batch_rows(defense, cell.certify.sigma, most)}
     return crew.batch_rows[key]
@@ -388,7 +388,7 @@ def _observe(
     again = {images.ids[unit] for unit in todo}
     rows = [row for image_id, row in known.items() if image_id not in again]
     failed, batch_rows = [], job.batch_rows
-    chunk = max(1, BATCHES_A_CHUNK * job.batch_rows // (cell.certify.n0 + cell.certify.n))
+    chunk = max(1, BATCHES_A_CHUNK * job.batch_rows // config.draws(cell))
     writer = record.Writer(folder, cell.run.fsync)
     audience = Audience(cell.run.listeners, title, job.cell)
     leases.sweep(folder)

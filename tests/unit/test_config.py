@@ -197,3 +197,14 @@ def test_a_sweep_may_list_mappings_and_overrides_reach_into_them(tmp_path):
     assert threats() == [("linf", "1/16", "fast"), ("linf", 0.1, "fast"), ("l2", 0.5, "fast")]
     assert threats("attack.eps=0.2") == [("linf", 0.2, "fast"), ("l2", 0.2, "fast")]
     assert threats("attack.eps=0.2", "attack.norm=l1") == [("l1", 0.2, "fast")]
+
+
+@pytest.mark.parametrize(
+    ("words", "draws"),
+    [([], 110), (["certify.select=label"], 10), (["certify.kind=lipschitz"], 10)],
+)
+def test_draws_of_an_image(words, draws):
+    """Where no class is selected by votes, `n0` counts for nothing: not in plans, not in the search for a batch size."""
+    file = BENCHMARKS / "digits" / "undefended.yaml"
+    for cell in config.load(file, ["certify.n0=100", "certify.n=10", *words]):
+        assert config.draws(cell) == draws
