@@ -196,7 +196,6 @@ def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path, runs):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
     assert set(judged.verdict) == set(claims.VERDICTS)  # findings against a paper are listed too
     assert judged.marks.dropna().replace("", None).dropna().tolist() == [
-        "B: audit budget",  # adversarial training at l2 1.0 is not converged
         "A: audit dynamic",  # BPDA's gradient is not that of the answer, which takes gradients of its own
         "A: estimate",  # Lipschitz radii
     ]

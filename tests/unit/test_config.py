@@ -204,7 +204,7 @@ def test_a_sweep_may_list_mappings_and_overrides_reach_into_them(tmp_path):
     [([], 110), (["certify.select=label"], 10), (["certify.kind=lipschitz"], 10)],
 )
 def test_draws_of_an_image(words, draws):
-    """Where no class is selected by votes, `n0` counts for nothing: not in plans, not in the search for a batch size."""
+    """Where no class is selected by votes, `n0` counts for nothing: neither in plans nor in the search for a batch."""
     file = BENCHMARKS / "digits" / "undefended.yaml"
     for cell in config.load(file, ["certify.n0=100", "certify.n=10", *words]):
         assert config.draws(cell) == draws
