@@ -146,7 +146,10 @@ def test_votes_and_errors_are_in_the_evidence(runs):
 
 
 def test_attacks_show_settings_outcomes_and_flags():
-    runs = attacks("adversarial_training", "denoised-one_shot")
+    first, *others = attacks("adversarial_training", "denoised-one_shot")
+    finding = ["budget", True, "18.8 % right, 6.2 % with twice the steps: not converged"]
+    raised = {"flags": [f"audit {finding[0]}: {finding[2]}"], "audit": first.header["audit"] | {"findings": [finding]}}
+    runs = [replace(first, header=first.header | raised), *others]
     page = gather(runs)
     (board,) = page.attacks
     names = {line.name: line for line in board.lines}
