@@ -149,7 +149,7 @@ def test_kills_of_workers_and_parents_lose_nothing(tmp_path):
             kills += 1
             if victim == process.pid:
                 process.wait()
-        for header in tmp_path.rglob("run.json"):
+        for header in list(tmp_path.rglob("run.json")):  # a list: below, a folder is renamed
             now = {image_id for image_id, row in record.read(header.parent).rows.items() if not row.error}
             assert acknowledged <= now, "a recorded image was lost"
             acknowledged = now
