@@ -212,11 +212,14 @@ def levels(config: DictConfig) -> list[float]:
     return sorted(config.certify.sigmas, reverse=True) if config.certify.kind == "cascade" else [config.certify.sigma]
 
 
+def selection_draws(config: DictConfig) -> int:
+    """Noisy draws that select the class of an image: none where it is named in advance, or not voted for."""
+    return config.certify.n0 if config.certify.kind != "lipschitz" and config.certify.select == "votes" else 0
+
+
 def draws(config: DictConfig) -> int:
-    """Noisy draws of an image at each noise level, at most: none select a class where it is named, or not voted for."""
-    certify = config.certify
-    selects = certify.kind != "lipschitz" and certify.select == "votes"
-    return certify.n0 * selects + certify.n
+    """Noisy draws of an image at each noise level, at most."""
+    return selection_draws(config) + config.certify.n
 
 
 def identity(config: DictConfig, checkpoints: Sequence[str]) -> str:

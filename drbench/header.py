@@ -37,21 +37,22 @@ def engine(cell: DictConfig, images: Images, defense: Defense | None = None) -> 
     about = {
         "certifier": spec.kind,
         "version": stats.VERSIONS.get(spec.kind),
-        **{key: spec[key] for key in ("mode", "sigma", "n0", "n", "alpha", "block")},
+        "n0": config.selection_draws(cell),
+        **{key: spec[key] for key in ("mode", "sigma", "n", "alpha", "block")},
         "seed": cell.run.seed,
     }
     if spec.mode != "fixed":
         about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up, spec.noise)
         about |= {"tolerance": spec.tolerance} if spec.tolerance is not None else {}
     if spec.kind == "lipschitz":
-        about |= {"sigma": 0.0, "n0": 0} | ({"options": lipschitz.options(defense)} if defense else {})
+        about |= {"sigma": 0.0} | ({"options": lipschitz.options(defense)} if defense else {})
     if spec.kind == "cascade":
         options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
         about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
     own = {key: spec[key] for key in ("noise", "bound") if spec[key] != getattr(config.Certify, key)}
     own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != config.Certify.sequence else {}
     about |= {"options": about.get("options", {}) | own} if own else {}
-    about |= {"select": "label", "n0": 0} if spec.select == "label" else {}
+    about |= {"select": "label"} if spec.select == "label" else {}
     about |= {"sampling": sampling(spec.sampler, images, spec.noise)} if spec.sampler != "float" else {}
     return about | ({"rounding": spec.rounding} if spec.rounding != "none" else {})
 

@@ -5,13 +5,13 @@ All take two batches (B, C, H, W) in network units and return (B,). LPIPS: Zhang
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+from drbench import weights
 from drbench.api import DrbenchError
 from drbench.diffusion.consistency import Distance
 from drbench.recipe import Recipe
@@ -98,9 +98,7 @@ def lpips_vgg(device: torch.device) -> Distance:
             f"metric lpips_vgg needs torchvision's VGG16 weights at {file}, and nothing is downloaded: put the file "
             f"there (TORCH_HOME names another folder), or choose one of {', '.join(METRICS[1:])}, which are not LPIPS"
         )
-    with open(file, "rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if not found.startswith(VGG_SHA256):  # torch unpickles what lies there without a look
+    if not (found := weights.sha256_of(file)).startswith(VGG_SHA256):  # torch unpickles what lies there without a look
         raise DrbenchError(
             f"{file}: expected torchvision's VGG16 weights, whose sha256 begins with {VGG_SHA256}, got {found}; "
             "the file is damaged or another one: fetch it again"
