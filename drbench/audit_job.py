@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from drbench import examples, record
 from drbench.attacks import presets
-from drbench.attacks.audit import audit
+from drbench.attacks.audit import PROBED, audit
 from drbench.attacks.suite import Found, Suite
 from drbench.data import Images
 
@@ -19,7 +19,7 @@ OF_OWN_ATTACKS = 8  # images, where the attacks are not those of a preset
 
 
 def size(cell: DictConfig) -> int:
-    """How many images are audited."""
+    """On how many images attacks are compared."""
     spec = cell.attack
     if spec.audit is not None:
         return spec.audit
@@ -33,16 +33,18 @@ def due(cell: DictConfig, begun: record.Run | None) -> bool:
 
 def add(cell: DictConfig, folder: Path, images: Images, suite: Suite, about: dict) -> None:
     """Audit the first recorded images and note the findings in the header `about`; nothing if that was done."""
-    rows = [row for row in record.read(folder).ordered() if row.evidence][: size(cell)]
-    ids = [row.id for row in rows]
-    if not rows or about.get("audit", {}).get("ids") == ids:
+    rows = [row for row in record.read(folder).ordered() if row.evidence][: max(size(cell), PROBED)]
+    probed = [row.id for row in rows]
+    ids = probed[: size(cell)]
+    if not ids or about.get("audit", {}).get("ids") == ids:
         return
     begun, stored = time.perf_counter(), examples.read(folder)
-    places = [images.ids.index(name) for name in ids]
+    places = [images.ids.index(name) for name in probed]
     found = [Found(row.evidence, torch.from_numpy(stored[row.id][2])) for row in rows]
-    findings = audit(suite, images.x[places], images.y[places], ids, found)
+    findings = audit(suite, images.x[places], images.y[places], probed, found, compared=len(ids))
     about["audit"] = {
         "ids": ids,
+        "probed": probed,
         "seconds": time.perf_counter() - begun,
         "findings": [list(finding) for finding in findings],
     }

@@ -80,7 +80,7 @@ class Attack:
     sources: dict[str, Any] | None = (
         None  # other defenses to transfer from: {cnn: {name: undefended, checkpoint: [..]}}
     )
-    audit: int | None = None  # images on which the attack itself is checked; null: by preset
+    audit: int | None = None  # images on which attacks are compared, to check them; null: by preset
     worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
 
 

@@ -29,11 +29,14 @@ from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Found, Suite
 
 RUNS = 6  # of the first attack with gradients, about, that an audit takes
+PROBED = 8  # images at least, where a job has them: probes are cheap beside attacks
 FEWEST = 10  # steps of an attack that is shortened
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # radii in units of eps
 
 
-def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: Sequence[Found]) -> list[Finding]:
+def audit(
+    suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: Sequence[Found], compared: int | None = None
+) -> list[Finding]:
     """Probes of the function, then comparisons of attacks.
 
     Parameters
@@ -42,6 +45,8 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
         The job. Its first attack with gradients is the one that is varied.
     x, y, ids, found
         A few images of the job, their labels and ids, and what the job found on them.
+    compared : int, optional
+        How many of them, from the first, attacks are compared on: all of them if not given.
     """
     view = VIEWS["exact"](suite.defense, suite.sigma)
     x, y = x.to(view.device), y.to(view.device)
@@ -49,7 +54,8 @@ def audit(suite: Suite, x: Tensor, y: Tensor, ids: Sequence[int | str], found: S
     findings = list(probes.run(suite.defense, problem))
     with side_by_side(suite) as threads:
         lockstep = Lockstep(threads.pool, threads.workers, suite.rows)
-        case = Case(replace(threads.suite, lockstep=lockstep), x, y, tuple(ids), found)
+        few = slice(compared)
+        case = Case(replace(threads.suite, lockstep=lockstep), x[few], y[few], tuple(ids[few]), found[few])
         return findings + list(_compared(case, lockstep))
 
 

@@ -17,11 +17,12 @@ SECONDS_PER_SIZE = 0.05  # least time spent on a measurement
 QUICK = 0.25  # seconds of one call: slower ones are not repeated at once
 TURNS = 5  # measurements of each size
 LONGEST = 2.0  # seconds of one call: larger batches would only make the run less responsive
+ENOUGH = 0.97  # of the best speed: measurements waver by as much, and a smaller batch leaves the cache to the others
 SHARE, AT_LEAST = 0.03, 0.3  # of the work, and seconds, that the whole search may take
 
 
 def find_batch_rows(defense: Defense, sigma: float, most: int = LARGEST) -> int:
-    """The smallest batch whose measured rows per second, in one worker, are within 1 % of the best found.
+    """The smallest batch whose measured rows per second, in one worker, are within 3 % of the best found.
 
     A batch of one row shows what it costs to launch all operations, one of `SMALLEST` what a row adds. The size at
     which the rows take `BUSY` times as long as the launch is the first guess. Caches are not in that model: half, twice
@@ -65,7 +66,7 @@ def _search(defense: Defense, sigma: float, most: int) -> int:
     if guess not in rates:
         return guess
     speeds = {rows: statistics.median(found) for rows, found in rates.items() if rows >= SMALLEST}
-    return min(rows for rows, speed in speeds.items() if speed >= 0.99 * max(speeds.values()))
+    return min(rows for rows, speed in speeds.items() if speed >= ENOUGH * max(speeds.values()))
 
 
 def _rows_per_second(defense: Defense, sigma: float, rows: int) -> float:

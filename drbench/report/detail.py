@@ -68,7 +68,9 @@ def _facts(book: Book, number: int) -> Iterator[tuple[str, list]]:
         yield f"Attack: {attack}", list(settings.items())
     if "audit" in header:
         audit = header["audit"]
-        text = f"{attacked.audit(run).text}; {attacked.audit(run).below} on {len(audit['ids'])} images"
+        compared, probed = (len(audit.get(key, audit["ids"])) for key in ("ids", "probed"))
+        text = f"{attacked.audit(run).text}; {attacked.audit(run).below}, "
+        text += f"attacks compared on {compared} images, the function probed on {probed}"
         yield "Audit", [("result", text), *((_flagged(*each[:2]), each[2]) for each in audit["findings"])]
     yield "Defense", [
         ("citation", defense.get("citation", "–")), ("arguments", json.dumps(defense.get("args", {}))),

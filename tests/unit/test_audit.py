@@ -339,7 +339,8 @@ def test_flags_reach_record_table_and_exit_code(tmp_path, capsys, monkeypatch):
     (folder, *_), stderr = (text.split("\n") for text in capsys.readouterr())
     assert any("audit gradient-zero" in line for line in stderr)
     header = record.read(folder).header
-    assert len(header["audit"]["ids"]) == 4 and len(header["audit"]["findings"]) >= 15
+    audited = header["audit"]
+    assert len(audited["probed"]) == 6 and audited["probed"][:4] == audited["ids"] and len(audited["findings"]) >= 15
     raised = [check for check, flag, _ in header["audit"]["findings"] if flag]
     assert "gradient-zero" in raised and len(header["flags"]) == len(raised)
     assert attack_constant(tmp_path, "--strict") == 1
