@@ -46,8 +46,9 @@ RULE = """\
   verdict round. Such runs have 20 to 50 images.
 - “fails” says that the claim is not true *here*: other images, networks of another size, one training unless seeds
   are stated. It does not say that the paper's number is wrong.
-- Draws: runs at one noise level are compared at the draws of the smaller one, by a random subset of the larger one's
-  votes; “as recorded” where a claim is about equal cost instead. Radii that these draws cannot reach are left out.
+- Draws: a run at one noise level is compared at the draws of the other if that has fewer (a cascade: at each level), by
+  a random subset of its votes; “as recorded” where a claim is about equal cost instead. Radii that these draws cannot
+  reach are left out.
 - The runs behind each line stand in the CSV."""
 
 

@@ -21,6 +21,7 @@ from drbench.sides import title, worth
 COLUMNS = ["dataset", "section", "condition", "images", "draws", "row", "seeds", "quantity", "value", "low", "high",
            "marks", "note"]  # fmt: skip
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
+UNKNOWN = {"value": np.nan, "low": np.nan, "high": np.nan}
 FAIR = 1000  # draws that a further table asks for: with the fewest draws of all, radii end early
 
 
@@ -32,7 +33,7 @@ def frame(runs: Sequence[Run]) -> DataFrame:
     section : "certified" (condition: noise level), "robust" (threat), "budget" or "factor"
     images, draws : on which, and of how many draws, all rows of a table are
     value, low, high : shares in [0, 1] with the 95 % interval over images (and trainings); radii in pixel units;
-        seconds; factors with the smallest and largest of the runs
+        seconds; factors with the smallest and largest of the runs; NaN where trainings share no attacked image
     """
     runs = [run for run in runs if any(run.ordered()) and run.header["engine"].get("certifier") != "imported"]
     if not runs:
@@ -145,8 +146,9 @@ def _robust(runs: Sequence[Run]) -> Iterator[dict]:
             facts = {"section": "robust", "condition": condition, "row": name, "images": len(images),
                      "seeds": len(trained), "marks": _marks(trained),
                      "note": " ".join(sorted({run.header["engine"]["preset"] for run in trained}))}  # fmt: skip
-            for quantity in ("clean", "robust") if images else ():
-                yield facts | {"quantity": quantity} | _estimate([per_image.values(r, quantity) for r in found])
+            for quantity in ("clean", "robust"):
+                values = [per_image.values(run, quantity) for run in found] if images else []
+                yield facts | {"quantity": quantity} | (_estimate(values) if values else UNKNOWN)
 
 
 def _deployed(runs: Sequence[Run]) -> dict:

@@ -63,6 +63,8 @@ def _grid(rows: DataFrame, columns: str) -> Iterator[str]:
 
 
 def _cell(row) -> str:
+    if not row.images:
+        return "no image in common"
     scale, form = (1, ".3f") if row.quantity == "ACR" else (100, ".1f")
     text = f"{scale * row.value:{form}} [{scale * row.low:{form}}, {scale * row.high:{form}}]"
     if row.section != "robust":

@@ -66,7 +66,7 @@ class Bench:
             Of certified accuracy; noise levels of sides that name none; (norm, eps) of attacks. The number of an image
             is the mean over them.
         equal : bool
-            Compare runs at the draws of the smallest one, where votes at one noise level allow it.
+            Compare runs at the draws of the smallest one, where the others hold votes at one noise level.
         """
         conditions = list(threats if MEASURES[a.measure].task == "attack" else sigmas) or [None]
         of = [side for side in (a, b) if isinstance(side, Side)]
@@ -113,7 +113,7 @@ class Bench:
             chosen = [run for side in runs for run in side]
             _comparable(chosen)
             draws = sorted({run.header["engine"].get("n", 0) for run in chosen})
-            n = draws[0] if equal and all(map(thinning.can_thin, chosen)) else None
+            n = draws[0] if equal and all(_can_have(run, draws[0]) for run in chosen) else None
             within = list(radii)
             if of[0].measure == "certified":
                 reach = min(summary.reach(self.at(run, n)) for run in chosen)
@@ -138,6 +138,12 @@ class Bench:
 def _words(of: Sequence[Side], condition) -> str:
     words = [side.under(condition) for side in of]
     return words[0] if len(set(words)) == 1 else f"A {words[0]}, B {words[1]}"
+
+
+def _can_have(run: Run, n: int) -> bool:
+    """Whether the run has `n` draws at each noise level, or more of them that can be thinned."""
+    engine = run.header["engine"]
+    return thinning.can_thin(run) or (engine.get("certifier") == "cascade" and engine["n"] == n)
 
 
 def _comparable(runs: Sequence[Run]) -> None:

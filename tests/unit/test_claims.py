@@ -99,6 +99,15 @@ def test_equal_draws(judge, tmp_path):
     assert judge(many, few, radii=[0, 1.5]).note.startswith("above; σ 0.5, r 0, at 1,000")  # 1.5 is out of reach
 
 
+def test_a_cascade_is_compared_at_its_draws(judge, tmp_path):
+    """Its votes cannot be thinned, those of one noise level can: to the draws of each of its levels."""
+    sides = {"a": {"rows": "ours", "sigma": "cascade"}, "b": {"rows": "theirs", "sigma": 0.5}, "measure": "radius"}
+    cascade = make_cascade(tmp_path / "a", [[990]] * 9, defense="ours", sigmas=(0.25, 0.5))
+    many, few = (make_run(tmp_path / str(n), [99 * n // 100] * 9, n=n, defense="theirs") for n in (10_000, 200))
+    assert "at 1,000 draws of 1,000 and 10,000" in judge(cascade, many, **sides).note
+    assert "as recorded, draws 200 and 1,000" in judge(cascade, few, **sides).note
+
+
 def test_other_protocols_are_named_or_refused(judge, tmp_path):
     ours = make_run(tmp_path / "a", [990] * 9, defense="ours")
     odd = make_run(tmp_path / "c", [400] * 9, defense="theirs", alpha=0.05, n0=10)

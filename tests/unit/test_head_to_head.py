@@ -107,6 +107,13 @@ def test_trainings_attacked_on_other_images_share_some(runs, tmp_path):
     assert (row.row, row.seeds, row.images, row.value) == ("rcm", 2, 2, 0.5)  # images 2 and 3
 
 
+def test_trainings_attacked_on_no_image_in_common_are_named(runs, tmp_path):
+    table = head_to_head.frame([*runs, make_attack(tmp_path / "other", [10, 0], variant="seed 1", first=7)])
+    (row,) = numbers(table, section="robust", quantity="robust").itertuples()
+    assert (row.row, row.seeds, row.images) == ("rcm", 2, 0) and row.value != row.value
+    assert "| rcm (2 seeds) | no image in common |" in head_to_head_tables.render_markdown(table)
+
+
 def test_pages(runs, tmp_path):
     table = head_to_head.frame(runs)
     paths = head_to_head_tables.write(table, tmp_path / "page")
