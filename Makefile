@@ -6,10 +6,11 @@ FEW := $(wildcard benchmarks/digits/rdc-*.yaml)
 DIGITS := $(filter-out $(FEW),$(wildcard benchmarks/digits/*.yaml))
 FULL_FEW := $(wildcard benchmarks/digits/full/rdc-*.yaml)
 FULL := $(filter-out $(FULL_FEW),$(wildcard benchmarks/digits/full/*.yaml))
-ATTACKS := $(wildcard benchmarks/digits/attack/*.yaml)
 # The longest runs first, so that all cores end at about the same time.
-SLOW := $(addprefix benchmarks/digits/full/attack/,rdc-rdc.yaml diffpure.yaml multiscale-cascade.yaml)
-FULL_ATTACKS := $(SLOW) $(filter-out $(SLOW),$(wildcard benchmarks/digits/full/attack/*.yaml))
+SLOW := $(foreach name,rdc rdc-rdc diffpure multiscale-cascade,%/$(name).yaml)
+slow_first = $(foreach name,$(SLOW),$(filter $(name),$(1))) $(filter-out $(SLOW),$(1))
+ATTACKS := $(call slow_first,$(wildcard benchmarks/digits/attack/*.yaml))
+FULL_ATTACKS := $(call slow_first,$(wildcard benchmarks/digits/full/attack/*.yaml))
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
   rdc-cifar10 ndc-cifar10 ndc-imagenet
 TABLES := $(PAPERS) cost digits
