@@ -67,11 +67,11 @@ def _facts(book: Book, number: int) -> Iterator[tuple[str, list]]:
     for attack, settings in header["engine"].get("attacks", {}).items():
         yield f"Attack: {attack}", list(settings.items())
     if "audit" in header:
-        audit = header["audit"]
+        audit, cell = header["audit"], attacked.audit(run)
         compared, probed = (len(audit.get(key, audit["ids"])) for key in ("ids", "probed"))
-        text = f"{attacked.audit(run).text}; {attacked.audit(run).below}, "
-        text += f"attacks compared on {compared} images, the function probed on {probed}"
-        yield "Audit", [("result", text), *((_flagged(*each[:2]), each[2]) for each in audit["findings"])]
+        images = f"attacks compared on {compared} images, the function probed on {probed}"
+        found = [(_flagged(*each[:2]), each[2]) for each in audit["findings"]]
+        yield "Audit", [("result", f"{cell.text}; {cell.below}, {images}"), *found]
     yield "Defense", [
         ("citation", defense.get("citation", "–")), ("arguments", json.dumps(defense.get("args", {}))),
         ("parameters", f"{defense['parameters']:,}" if "parameters" in defense else "–"),
