@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from drbench import config, data, datasets, effort, first_calls, places, registry, reproduce
+from drbench import config, data, datasets, effort, first_calls, needs, places, registry, reproduce
 from drbench.api import Defense
 
 HEAD = (
@@ -27,7 +27,8 @@ def main() -> None:
     path, counted = places.home() / "benchmarks" / "effort.yaml", deepcopy(effort.counted())
     rows: dict[str, list[DictConfig]] = {}
     for cell in (cell for key in list(reproduce.keys()) for cell in reproduce.cells(key)):
-        rows.setdefault(effort.key(cell), []).append(cell)
+        if not needs.unpublished(cell):
+            rows.setdefault(effort.key(cell), []).append(cell)
     for key, cells in rows.items():
         levels, wanted = counted.setdefault(key, {}), {sigma for cell in cells for sigma in config.levels(cell)}
         if wanted <= levels.keys():

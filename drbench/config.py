@@ -1,7 +1,8 @@
 """Benchmark files: flat YAML recipes, checked against dataclasses; `extends` one parent, `sweep` over lists.
 
 Every key maps to a field below; `defense.args.*` to keyword arguments of the defense. An unknown key or a wrong type
-is an error that names the key. Nothing in a file chooses code: names are looked up in `drbench.registry`.
+is an error that names the key. Nothing in a file chooses code: names are looked up in `drbench.registry`. `???` is the
+value of what a paper did not publish: such a file can be shown, and runs when the command line gives the value.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ LATER = {
 # certify.kind -> keys of `certify` that belong to it alone; those of the other kinds are not part of its identity.
 OWN_KEYS = {"gaussian": ("sigma",), "cascade": ("sigmas", "p0", "protocol"), "lipschitz": ()}
 ADAPTIVE_KEYS = ("radii", "give_up")  # belong to all modes but fixed
+MAY_BE_OPEN = ("defense.args.", "train.recipe.")  # nothing reads these before defense or training are made
 CHOICES = {
     "task": ("certify", "attack", "train"),
     "certify.kind": tuple(OWN_KEYS),
@@ -295,7 +297,21 @@ def _stacked(path: Path, layers: Sequence[DictConfig]) -> DictConfig:
     """The layers, merged; merging would not notice an empty sweep, which takes away those below it."""
     empty = max((i for i, layer in enumerate(layers) if layer.get("sweep") == {}), default=0)
     kept = [OmegaConf.masked_copy(layer, [key for key in layer if key != "sweep"]) for layer in layers[:empty]]
-    return _guarded(path, lambda: OmegaConf.merge(_schema(), *kept, *layers[empty:]))
+    merged = _guarded(path, lambda: OmegaConf.merge(_schema(), *kept, *layers[empty:]))
+    for key in _left_open(layers):  # merging took the value below it
+        if key.startswith("sweep"):
+            raise DrbenchError(f"{path}: ??? is not for a sweep: leave the key itself open, outside of it")
+        OmegaConf.update(merged, key, "???")
+    return merged
+
+
+def _left_open(layers: Sequence[DictConfig]) -> set[str]:
+    """Keys that a layer leaves open (???) and none above it gives a value."""
+    found: set[str] = set()
+    for layer in layers:
+        given = {key for key in found if OmegaConf.select(layer, key, default="???") != "???"}
+        found = (found - given) | OmegaConf.missing_keys(layer)
+    return found
 
 
 def _check_sections(path: Path, layer: dict, schema: dict, above: str = "") -> None:
@@ -355,7 +371,7 @@ def _listed(path, key: str, values) -> list:
 
 
 def _validate(path, config: DictConfig) -> None:
-    missing = OmegaConf.missing_keys(config)
+    missing = [key for key in OmegaConf.missing_keys(config) if not key.startswith(MAY_BE_OPEN)]
     if missing:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
     certify, rows, workers = config.certify, config.run.batch_rows, config.run.workers

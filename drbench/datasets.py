@@ -33,6 +33,12 @@ def entry(name: str) -> dict:
     return manifest()[name]
 
 
+def count(name: str, split: str) -> int | None:
+    """How many images a split has; None if nobody says. All CORRUPTION/SEVERITY have as many."""
+    splits = entry(name).get("splits", {})
+    return splits.get(split, splits.get("CORRUPTION/SEVERITY"))
+
+
 def folder(name: str, root: str | Path | None) -> Path:
     """Folder of a data set's files: `root` if given, or the data set's sub-folder of DRBENCH_DATA."""
     inside, base = entry(name).get("root", name), places.named(VARIABLE)

@@ -32,7 +32,7 @@ def key(cell: DictConfig) -> str:
 
 def images(cell: DictConfig) -> int | None:
     """Images of its subset; None if nobody says how many there are."""
-    count = datasets.entry(cell.data.name).get("splits", {}).get(cell.data.split)
+    count = datasets.count(cell.data.name, cell.data.split)
     return None if count is None else len(choose(cell.data.subset, range(count)))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import build, weights
+from drbench import build, needs, weights
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.data import Images
 from drbench.listeners import Audience
@@ -25,6 +25,7 @@ def train(config: DictConfig, command: str) -> weights.Weights:
 
     Test images are never read. Interrupted, the same command goes on from the last saved state.
     """
+    needs.require_settings([config])
     recipe = Recipe(**OmegaConf.to_container(config.train.recipe))
     name = config.train.checkpoint
     images, validation = build.images(config, "train"), build.images(config, "validation")

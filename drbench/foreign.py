@@ -77,6 +77,11 @@ def convert(name: str) -> Path:
     from drbench.checkpoints import formats
 
     about, source = entry(name), item(name)
+    if left_open := [key for key, value in about.get("config", {}).items() if value == "???"]:
+        raise DrbenchError(
+            f"weights {name}: {', '.join(left_open)} was not published: write what your file has in place of ??? in "
+            f"its entry in benchmarks/foreign.yaml, then drbench weights convert {name}"
+        )
     content = fetching.verify(source).content
     if "format" not in about:
         raise DrbenchError(f"weights {name}: this version reads no such file; see its entry in benchmarks/foreign.yaml")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pandas import DataFrame
 
-from drbench import stats, summary
+from drbench import halting, stats, summary
 from drbench.norms import FLOW
 from drbench.record import Run
 from drbench.robustness import robustness
@@ -54,6 +55,8 @@ class Known:
             return None if value is None else (value, value, value)
         if self.images is None:
             return self._attacked(metric, row["norm"], radius)
+        if metric == "standard_accuracy":
+            return self._empirical()
         if row["norm"] != "l2":
             return None
         if metric == "average_certified_radius":
@@ -64,6 +67,14 @@ class Known:
         certified = int((self.images["correct"] & (self.images["radius"] >= radius)).sum())
         low, high = stats.interval(certified, self.count)
         return 100 * certified / self.count, 100 * low, 100 * high
+
+    def _empirical(self) -> Measured | None:
+        """Of a cascade, without certificate: its votes as a prior on the clean logits, as its paper measures it."""
+        shares = [share for share in halting.frame([self.run]).get("prior_mixed", []) if not math.isnan(share)]
+        if not shares:
+            return None
+        low, high = stats.interval(round(shares[0] * self.count), self.count)
+        return 100 * shares[0], 100 * low, 100 * high
 
     def _attacked(self, metric: str, norm: str, radius: float | None) -> Measured | None:
         engine, rows = self.run.header["engine"], [row for row in self.run.ordered() if row.evidence]

@@ -1,11 +1,11 @@
-"""What a run needs that is not here: weights and data, each with the line that brings it. No torch."""
+"""What a run needs that is not here: weights, data, settings; each with what brings it. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from drbench import data_files, foreign, weights
 from drbench.errors import DrbenchError
@@ -14,7 +14,7 @@ from drbench.errors import DrbenchError
 class Need(NamedTuple):
     """Something that is not here."""
 
-    kind: str  # "weights" | "data"
+    kind: str  # "weights" | "data" | "setting"
     name: str
     command: str  # or, where no command helps, what to do
     bytes: int | None = None
@@ -24,7 +24,7 @@ def missing(cells: Iterable[DictConfig]) -> list[Need]:
     """What the cells need and do not find, each once, data first."""
     found: dict[tuple[str, str], Need] = {}
     for cell in cells:
-        for need in (*_data(cell), *_weights(cell)):
+        for need in (*_data(cell), *_settings(cell), *_weights(cell)):
             found.setdefault((need.kind, need.name), need)
     return sorted(found.values(), key=lambda need: need.kind)
 
@@ -37,9 +37,22 @@ def checkpoints(cell: DictConfig) -> list[str]:
     return [weights.parted(name)[0] for name in given]
 
 
+def unpublished(cell: DictConfig) -> list[str]:
+    """Keys that a file leaves open (`???`)."""
+    return sorted(OmegaConf.missing_keys(cell))
+
+
 def require(cells: Iterable[DictConfig]) -> None:
     """Raise one error that lists everything that is missing."""
-    found = missing(cells)
+    _refuse(missing(cells))
+
+
+def require_settings(cells: Iterable[DictConfig]) -> None:
+    """The same of settings alone: weights and data that are not here may be replaced, or made."""
+    _refuse(dict.fromkeys(need for cell in cells for need in _settings(cell)))
+
+
+def _refuse(found: Collection[Need]) -> None:
     if found:
         raise DrbenchError(f"not here, and needed:\n{render(found)}")
 
@@ -59,6 +72,11 @@ def _data(cell: DictConfig) -> list[Need]:
         if lacking:
             found.append(Need("data", name, f"{data_files.command(name)} ({lacking})", data_files.size(name)))
     return found
+
+
+def _settings(cell: DictConfig) -> list[Need]:
+    row = f"{cell.defense.name} {cell.defense.variant}".strip()
+    return [Need("setting", key, f"not published ({row}); give it as {key}=VALUE") for key in unpublished(cell)]
 
 
 def _weights(cell: DictConfig) -> list[Need]:

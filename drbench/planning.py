@@ -68,6 +68,7 @@ class Cost(NamedTuple):
 
 def measure(cells: Sequence[DictConfig]) -> list[Cost]:
     """Cost of each resolved config; of certifications in mode fixed and in mode sequential."""
+    needs.require_settings(cells)
     resident: dict = {}
     return [_measure(cell, resident) for cell in cells]
 
@@ -137,10 +138,10 @@ def _stand_ins(cell: DictConfig) -> tuple[DictConfig, Images, int, str]:
     if "data" not in absent:
         images = build.images(cell)
         return cell, images, len(images), " and ".join(absent)
-    about = datasets.entry(cell.data.name)
-    if cell.data.split not in about.get("splits", {}):
+    about, known = datasets.entry(cell.data.name), datasets.count(cell.data.name, cell.data.split)
+    if known is None:
         needs.require([cell])
-    everything = choose(cell.data.subset, range(about["splits"][cell.data.split]))
+    everything = choose(cell.data.subset, range(known))
     ids, count = everything[:MOST_IMAGES], len(everything)
     x = torch.rand(
         len(ids), *shape(cell.data.name, cell.data.preprocessing), generator=torch.Generator().manual_seed(0)

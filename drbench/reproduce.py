@@ -25,7 +25,19 @@ def cells(key: str, overrides: Sequence[str] = ()) -> list[DictConfig]:
     known = keys()
     if key not in known:
         raise DrbenchError(f"no table {key!r} can be reproduced{did_you_mean(key, known)}")
-    return [cell for file in known[key] for cell in config.load(places.home() / file, overrides)]
+    files = [places.home() / file for file in known[key]]
+    left_open = [{open for cell in config.load(file) for open in needs.unpublished(cell)} for file in files]
+    # What one file leaves open another may have, or not even know: such an override is for the former alone.
+    return [
+        cell
+        for file, own in zip(files, left_open, strict=True)
+        for cell in config.load(file, [each for each in overrides if _is(each, own) or not _is(each, *left_open)])
+    ]
+
+
+def _is(override: str, *keys: set[str]) -> bool:
+    """Whether it gives one of the keys, or a part of it."""
+    return f"{override.partition('=')[0]}.".startswith(tuple(f"{key}." for each in keys for key in each))
 
 
 def reproduce(key: str, overrides: Sequence[str] = (), out: Path | None = None, options=None) -> Iterator[str]:
@@ -79,8 +91,12 @@ def _own(runs: Sequence[record.Run]) -> str:
 
 
 def _hours(rows: Sequence[DictConfig]) -> str:
-    hours = effort.hours(rows)
-    return "cost not counted" if hours is None else f"about {hours:,.3g} GPU hours at {effort.RATE / 1e12:g} TFLOP/s"
+    closed = [cell for cell in rows if not needs.unpublished(cell)]
+    hours, more = effort.hours(closed), len(rows) - len(closed)
+    if hours is None:
+        return "cost not counted"
+    left_out = f" ({more} with unpublished settings left out)" if more else ""
+    return f"about {hours:,.3g} GPU hours at {effort.RATE / 1e12:g} TFLOP/s{left_out}"
 
 
 def _folder() -> Path:

@@ -39,7 +39,7 @@ def test_it_is_shown_and_says_what_is_missing(file, tmp_path):
         assert all(weights.place(name) for name in needs.checkpoints(cell))
     absent = needs.missing(cells)
     assert {need.name for need in absent} == {
-        name for cell in cells for name in (cell.data.name, *needs.checkpoints(cell))
+        name for cell in cells for name in (cell.data.name, *needs.checkpoints(cell), *needs.unpublished(cell))
     }
     shown = catalogue.plan(cells[0])
     for need in needs.missing(cells[:1]):
@@ -65,7 +65,7 @@ def test_tables_are_those_of_their_papers():
 
 def test_the_effort_of_every_row_was_counted():
     for key in list(reproduce.keys()):
-        hours = effort.hours(reproduce.cells(key))
+        hours = effort.hours([cell for cell in reproduce.cells(key) if not needs.unpublished(cell)])
         assert hours is not None and hours > 0.1, f"{key}: run python -m benchmarks.effort"
 
 
@@ -93,6 +93,55 @@ def test_what_is_missing_is_no_failure(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert main(["reproduce", "rcm-cifar"]) == 2 and "did you mean 'rcm-cifar10'" in capsys.readouterr().err
     assert main(["reproduce", "list"]) == 0 and "benchmarks/cifar10/rcm.yaml" in capsys.readouterr().out
+
+
+OPEN = {
+    "imagenet/rcm-deep": ["defense.args.depth"],
+    "imagenet/dds-vit": ["defense.args.classifier.arch"],
+    "imagenet/densepure-vit": ["defense.args.classifier.arch"],
+    "cifar10/train/rdc-multihead": [f"train.recipe.{key}" for key in ("batch", "lr", "steps")],
+    "cifar10/train/multiscale-denoiser": [
+        *(f"defense.args.{key}" for key in ("anti_consistency", "brier")),
+        *(f"train.recipe.{key}" for key in ("batch", "lr", "steps")),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_what_was_not_published_has_to_be_given(name, capsys, tmp_path):
+    file, keys = f"benchmarks/{name}.yaml", OPEN[name]
+    assert main(["show", file]) == 0
+    shown = capsys.readouterr().out
+    for key in keys:
+        assert f"# not here: setting {key}: not published" in shown and f"give it as {key}=VALUE" in shown
+        assert f"{key.rpartition('.')[2]}: ???" in shown
+    for words in (["train", file],) if "/train/" in name else (["plan", file], ["run", file, "--out", str(tmp_path)]):
+        assert main(words) == 2
+        said = capsys.readouterr()
+        assert f"  setting {keys[0]}: not published" in said.err and "Traceback" not in said.err
+    given = [f"{key}={3 if key.startswith('train') else 1}" for key in keys]
+    assert needs.unpublished(config.load(ROOT / file, given)[0]) == []
+    assert needs.unpublished(config.load(ROOT / file, given[1:])[0]) == keys[:1]
+
+
+def test_with_its_open_setting_a_file_is_planned(capsys):
+    small = [f"defense.args.{key}" for key in ("depth=1", "width=32", "heads=2", "patch=56")]
+    words = ["plan", "benchmarks/imagenet/rcm-deep.yaml", *small, "certify.sigma=0.25"]
+    assert main(words) == 0 and "rcm B-Deep" in capsys.readouterr().out
+
+
+def test_open_settings_of_a_table_are_given_to_the_files_that_leave_them_open(tmp_path, capsys):
+    words = ["reproduce", "rcm-imagenet", "--out", str(tmp_path)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for key in ("defense.args.depth", "defense.args.classifier.arch"):
+        assert f"setting {key}: not published" in said
+    assert "15 runs, about" in said and "(9 with unpublished settings left out)" in said
+    rows = reproduce.cells("rcm-imagenet", ["defense.args.depth=24", "defense.args.classifier.arch=x", "certify.n=7"])
+    assert not any(needs.unpublished(cell) for cell in rows) and {cell.certify.n for cell in rows} == {7}
+    assert {cell.defense.variant: cell.defense.args.get("depth") for cell in rows} == {
+        "B": 12, "S": 6, "B-Deep": 24, "one_shot-vit": None, "densepure-vit": None
+    }  # fmt: skip
 
 
 def test_what_is_here_runs_and_goes_on(tmp_path, capsys, monkeypatch):

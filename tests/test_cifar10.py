@@ -127,3 +127,32 @@ def test_diffusion_classifier(tmp_path, capsys, few_images):
              "attack.evaluations=10", "attack.select=2", "attack.audit=0", *few]  # fmt: skip
     runs = certified(capsys, "benchmarks/cifar10/attack/rdc.yaml", *words)
     assert [run.header["engine"]["norm"] for run in runs] == ["linf", "l2"]
+
+
+def test_multi_head(tmp_path, few_images):
+    """Distilled from a small teacher, with the settings that nobody published; its network keeps the paper's form."""
+    teacher, heads = tmp_path / "denoiser.safetensors", tmp_path / "heads.safetensors"
+    own = [*HERE, "defense.args.channels=[8,16]", "train.recipe.steps=2", "train.recipe.batch=8"]
+    assert main(["train", "benchmarks/cifar10/train/rdc.yaml", *own, f"train.checkpoint={teacher}"]) == 0
+    small = [f"defense.args.head_network.{key}" for key in ("model_channels=32", "num_blocks=1", "channel_mult=[1,2]")]
+    words = [*own, *small, "defense.args.denoiser=null", f"defense.checkpoint=[{teacher}]", "train.recipe.lr=1e-3",
+             "defense.args.nodes=2"]  # fmt: skip
+    assert main(["train", "benchmarks/cifar10/train/rdc-multihead.yaml", *words, f"train.checkpoint={heads}"]) == 0
+    state = weights.read([weights.resolve(str(heads))])
+    assert state["multihead.network.dec.32x32_aux_conv.weight"].shape == (30, 32, 3, 3)
+
+
+def test_a_denoiser_tuned_for_a_cascade(tmp_path, few_images):
+    """Our variant of the losses, with the settings that nobody published, from a small denoiser."""
+    file = {name: tmp_path / f"{name}.safetensors" for name in ("classifier", "denoiser", "tuned")}
+    recipe = "train.recipe={steps: 2, batch: 4, lr: 1e-3, state: null}"
+    words = [*HERE, recipe, *SMALL[1:], f"train.checkpoint={file['classifier']}"]
+    assert main(["train", "benchmarks/cifar10/train/classifier.yaml", *words]) == 0
+    own = [*HERE, recipe, *SMALL, "defense.args.channels=[8,16]", "defense.args.width=64",
+           f"defense.checkpoint=[{file['classifier']}]"]  # fmt: skip
+    assert main(["train", "benchmarks/cifar10/train/denoiser.yaml", *own, f"train.checkpoint={file['denoiser']}"]) == 0
+    own += ["defense.args.brier=1", "defense.args.anti_consistency=1", f"train.start=[{file['denoiser']}]"]
+    words = ["benchmarks/cifar10/train/multiscale-denoiser.yaml", *own, f"train.checkpoint={file['tuned']}"]
+    assert main(["train", *words]) == 0
+    before, after = (weights.read([weights.resolve(str(file[name]))]) for name in ("denoiser", "tuned"))
+    assert before.keys() == after.keys() and any(not after[key].equal(before[key]) for key in before)

@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "gallery_gather": ({"api", "attacks", "build", "certifiers", "config", "draws", "examples", "gallery"}
                        | {"gallery_words", "jobs", "norms", "record", "weights"}, {"numpy", "torch", "omegaconf"}),
     "leases": (set(), set()),
-    "measured": ({"norms", "record", "robustness", "stats", "summary"}, {"pandas"}),
+    "measured": ({"halting", "norms", "record", "robustness", "stats", "summary"}, {"pandas"}),
     "published": (LEAVES | {"measured", "protocols", "record", "saving", "stats", "summary", "tables"},
                   {"pandas", "yaml"}),
     "listeners": (LEAVES, {"torch", "wandb", "mlflow"}),
@@ -136,7 +136,8 @@ MAY_IMPORT = {
         | {"stopping", "weights"},
         {"pandas", "torch", "omegaconf"},
     ),
-    "fitting": ({"api", "build", "data", "listeners", "progress", "recipe", "weights"}, {"torch", "omegaconf"}),
+    "fitting": ({"api", "build", "data", "listeners", "needs", "progress", "recipe", "weights"},
+                {"torch", "omegaconf"}),
     "attack_job": (
         LEAVES
         | {"api", "attacks", "audit_job", "build", "cost", "data", "examples", "norms", "progress", "record"}

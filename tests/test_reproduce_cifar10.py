@@ -24,7 +24,8 @@ SMALL = {
     "timm": {"arch": "vit_tiny_patch16_224", "depth": 1},
     "wide_resnet": {"depth": 10, "widen": 1},
 }  # fmt: skip
-SMALL_ARGS = {"steps": 2, "votes": 2, "nodes": 4, "width": 32, "depth": 1, "heads": 2}
+HEADS = {"model_channels": 32, "num_blocks": 1, "channel_mult": [1, 1]}
+SMALL_ARGS = {"head_network": HEADS, "steps": 2, "votes": 2, "nodes": 4, "width": 32, "depth": 1, "heads": 2}
 
 
 def shrink(cell):
@@ -40,11 +41,8 @@ def shrink(cell):
     if "likelihood" in args:
         args.likelihood.steps = 1
     cell.defense.checkpoint = []
-    cell.data.name, cell.data.subset, cell.data.root = (
-        "cifar10-jpeg",
-        "first2",
-        str((SHARED / "cifar10-jpeg").resolve()),
-    )
+    cell.data.name, cell.data.split, cell.data.subset = "cifar10-jpeg", "test", "first2"
+    cell.data.root = str((SHARED / "cifar10-jpeg").resolve())
     cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 20, 10, 32
     cell.attack.evaluations, cell.attack.select, cell.attack.worst_of, cell.attack.audit = 2, 1, 1, 0
     for attack in cell.attack.attacks or []:

@@ -30,8 +30,11 @@ class DiffusionClassifier(Defense):
         likelihood maximisation alone (the papers' row LM).
     channels, head_channels, width : tuple of int, tuple of int, int
         Widths of the UNet, of the multi-head one, and of the CNN.
+    head_network : dict, optional
+        Another multi-head network: arguments of `drbench.diffusion.networks.edm_song.SongUNet`.
     levels, nodes, weight, density : pair of float, int, str, pair of float
         The sum: see `terms`. Network units. The official code's 126 points are 125 nodes, its EDM weight "released".
+        Weight "vp" is the sum of a VP network: `nodes` timesteps of its schedule, whatever `levels`.
     shared_noise : bool
         The same noise for all classes of an image and node. Never shared over nodes or images.
     randomness : {"fresh", "fixed"}
@@ -75,6 +78,7 @@ class DiffusionClassifier(Defense):
         network="unet",
         channels=(16, 32),
         head_channels=(24, 48),
+        head_network=None,
         width=16,
         support=0,
         levels=(1e-4, 3.0),
@@ -100,7 +104,8 @@ class DiffusionClassifier(Defense):
         labels=None,
     ):
         super().__init__()
-        check(network, noised, likelihood, sift, purifier, resize, labels, randomness=randomness, gradient=gradient)
+        named = {"randomness": randomness, "gradient": gradient}
+        check(network, weight, noised, likelihood, sift, purifier, resize, labels, **named)
         self.input_shape, self.num_classes = tuple(input_shape), num_classes
         self.sigmas = (0.0, *sigmas) if noised else (0.0,)
         self.network, self.clip, self.chunk, self.noised = network, clip, chunk, noised
@@ -136,7 +141,7 @@ class DiffusionClassifier(Defense):
         self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
         self.purifier = networks.build(purifier, self.input_shape, num_classes) if purifier else None
         if network == "multihead":
-            self.multihead = MultiHead(self.summed_shape, num_classes, tuple(head_channels))
+            self.multihead = MultiHead(self.summed_shape, num_classes, tuple(head_channels), head_network)
         if network == "classifier":
             self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
         self._terms(self.sigmas[-1], self.nodes)  # a mistake in the levels is found now
@@ -214,6 +219,8 @@ class DiffusionClassifier(Defense):
         return labels if self.labels is None else self.labels[labels]
 
     def _terms(self, sigma, nodes):
+        if self.weight == "vp":
+            return terms_of.vp(nodes)
         clean = sigma == 0
         low = self.levels[0] if clean or self.noised == "denoise" else 2 * sigma
         form = terms_of.plain if clean else terms_of.NOISED[self.noised]

@@ -6,10 +6,13 @@ ours is the mean squared distance to the teacher over all classes, in the units 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Generator, Tensor, nn
 
 from drbench.diffusion.denoiser import per_row
+from drbench.diffusion.networks.edm_song import SongUNet
 from drbench.diffusion.networks.unet import small_unet
 from drbench.training import sample, train
 
@@ -17,14 +20,20 @@ from drbench.training import sample, train
 class MultiHead(nn.Module):
     """(z (B, C, H, W), level (B,)) -> (B, K, C, H, W): the posterior means of the clean image, one for each class.
 
-    EDM preconditioning (Karras et al. 2022, Table 1) around a UNet whose last convolution has K times the channels.
-    `sigma_data` is that of the teacher.
+    EDM preconditioning (Karras et al. 2022, Table 1) around a UNet whose last convolution has K times the channels: a
+    small one of these `channels`, or a `SongUNet` of the configuration `song`. `sigma_data` is that of the teacher.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], heads: int, channels: tuple[int, ...]):
+    def __init__(
+        self, image_shape: tuple[int, int, int], heads: int, channels: tuple[int, ...], song: Mapping | None = None
+    ):
         super().__init__()
         self.heads = heads
-        self.network = small_unet(image_shape, None, channels, groups=min(8, channels[0] // 2), heads=heads)
+        if song is None:
+            self.network = small_unet(image_shape, None, channels, groups=min(8, channels[0] // 2), heads=heads)
+        else:
+            colours, side, _ = image_shape
+            self.network = SongUNet(side, colours, out_channels=heads * colours, **song)
         self.register_buffer("sigma_data", torch.tensor(0.5))
 
     def forward(self, z_net: Tensor, sigma_net: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ CHOICES = {
 }
 
 
-def check(network: str, noised: str | None, likelihood, sift, purifier, resize, labels, **named: str) -> None:
+def check(network: str, weight, noised: str | None, likelihood, sift, purifier, resize, labels, **named: str) -> None:
     """Raise `DrbenchError` unless these arguments of the defense fit; `named` are its further ones of `CHOICES`."""
     named |= {"network": network, "noised": noised, "likelihood.form": (likelihood or {}).get("form", FORMS[0])}
     for name, value in named.items():
@@ -28,6 +28,8 @@ def check(network: str, noised: str | None, likelihood, sift, purifier, resize, 
          "own; its likelihood is the denoiser's)"),
         (sift and network == "multihead",
          "sift saves nothing with network multihead, which answers for all classes at once"),
+        (weight == "vp" and noised,
+         f"weight vp sums over all levels of a schedule, for clean images, got noised {noised!r}"),
         (labels is not None and network != "unet", f"labels are what network unet is told, got network {network!r}"),
         (purifier and not purifies, "nothing asks the purifier: give a likelihood, or noised apndc or denoise"),
         (resize and noised in ("epndc", "apndc_noisy"),

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drbench.diffusion.schedules import alphas_bar, linear_betas, sigma_net_of
 from drbench.errors import DrbenchError
 
 WEIGHTS = ("released", "true", "elbo", "uniform")
+VP_STEPS = 1000  # of the linear schedule
 SKIPPED = 5 / 125  # first intervals of EPNDC that the official code leaves out: their derived weights are huge
 
 
@@ -70,6 +72,21 @@ def plain(low: float, high: float, count: int, kind: str, sigma_data: float, lev
     """DC (RDC, Theorem 3.1, in EDM's parameterisation); around a denoised image the same sum is APNDC (NDC, Eq. 16)."""
     s, step = grid(low, high, count)
     return Terms(s, s, torch.zeros_like(s), weights(kind, s, step, sigma_data, levels))
+
+
+def vp(count: int) -> Terms:
+    """DC in the parameterisation of a VP network (RDC, Theorem 3.1, w_t = 1): mean error of the noise over timesteps.
+
+    `count` evenly spaced ones of the linear schedule; the official code takes all 1,000. x_t = sqrt(abar) (x + s e)
+    with s^2 = (1 - abar) / abar, and to such a network the image is D = x + s (e - its noise): the square of the
+    noise's error is that of D over s^2.
+    """
+    if not 1 <= count <= VP_STEPS:
+        raise DrbenchError(f"weight vp has 1 to {VP_STEPS} nodes, one for each timestep, got {count}")
+    timesteps = torch.arange(count) * VP_STEPS // count
+    s = sigma_net_of(timesteps, alphas_bar(linear_betas(VP_STEPS)))
+    # A VP network takes the first timestep as noisy as it is told: rounding must not make that the next one.
+    return Terms(s * (1 - 1e-6), s, torch.zeros_like(s), 1 / (count * s**2))
 
 
 def from_noisy(tau: float, high: float, count: int, kind: str, sigma_data: float, levels=(-1.2, 1.2)) -> Terms:

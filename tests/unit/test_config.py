@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from drbench import config
+from drbench import config, needs
 from drbench.errors import DrbenchError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -46,6 +46,31 @@ def test_an_empty_sweep_takes_away_those_below_it(tmp_path):
     for cells in (config.load(path, ["sweep={}"]), config.load(child), config.load(path, ["protocol=dds", "sweep={}"])):
         assert [cell.certify.sigma for cell in cells] == [0.1]
     assert len(config.load(path, ["protocol=dds"])) == 2 and len(config.load(child, ["sweep={run.seed: [1, 2]}"])) == 2
+
+
+def test_what_is_left_open_takes_no_value_from_below(tmp_path):
+    """??? in a file that extends another, over a default, and given again by a file or the command line."""
+    write(tmp_path, "defense: {name: constant, args: {answer: 3, rest: [1]}}", "base.yaml")
+    path = write(
+        tmp_path,
+        'extends: base.yaml\ndefense: {args: {answer: "???"}}\ntrain: {checkpoint: a, recipe: {steps: "???"}}\n'
+        "sweep: {certify.sigma: [0.25, 0.5]}",
+    )
+    cells = config.load(path)
+    for cell in cells:
+        assert needs.unpublished(cell) == ["defense.args.answer", "train.recipe.steps"] and cell.defense.args.rest == [
+            1
+        ]
+    assert len(cells) == 2
+    child = write(tmp_path, "extends: a.yaml\ndefense: {args: {answer: 4}}", "child.yaml")
+    for given in (config.load(path, ["defense.args.answer=4"]), config.load(child)):
+        assert needs.unpublished(given[0]) == ["train.recipe.steps"] and given[0].defense.args.answer == 4
+    null = config.load(path, ["defense.args.answer=null", "train.recipe.steps=7"])[0]
+    assert needs.unpublished(null) == [] and null.defense.args.answer is None
+    with pytest.raises(DrbenchError, match=r"expected a value for certify\.n"):
+        config.load(path, ["certify.n=???"])
+    with pytest.raises(DrbenchError, match="outside of it"):
+        config.load(path, ['sweep={defense: [{args: {answer: "???"}}]}'])
 
 
 def test_a_sweep_over_what_a_task_does_not_read_is_one_run(tmp_path):

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 import drbench
+from drbench import config
 from drbench.api import Draws, DrbenchError
 from drbench.cost import Evaluations, measured_nfe
+from drbench.diffusion import schedules
 from drbench.diffusion.exact import ExactDenoiser
 from drbench.diffusion.networks.unet import small_unet
-from drbench.diffusion.precond import EDMDenoiser
+from drbench.diffusion.precond import EDMDenoiser, VPDenoiser
 from drbench.recipe import Recipe
 from methods.diffusion_classifier import likelihood, pruning
 from methods.diffusion_classifier import terms as terms_of
@@ -83,6 +85,36 @@ def test_nodes_and_weights_are_those_of_the_official_code():
     ours = terms_of.plain(1e-4, 3.0, 16, "released", 0.5)
     torch.testing.assert_close(ours.level.float(), official["sigma"])
     torch.testing.assert_close(ours.weight.float(), official["weight"])
+
+
+def test_the_sum_of_a_vp_network_is_its_error_of_the_noise():
+    """Every timestep once, w_t = 1, mean over timesteps and pixels: plain loops over an epsilon network."""
+    asked = []
+
+    def network(x_t, time, labels):
+        asked.append(time)
+        return torch.tanh(x_t * (1 + labels.view(-1, 1, 1, 1)) + time.view(-1, 1, 1, 1) / 1000)
+
+    alphas_bar = schedules.alphas_bar(schedules.linear_betas(1000))
+    levels = terms_of.vp(1000).spread[[0, 99, 124, 999]]
+    known = torch.tensor([0.9999, 0.897018, 0.846180, 4.03583e-5], dtype=torch.float64)  # of the official code
+    torch.testing.assert_close(1 / (1 + levels**2), known, rtol=1e-5, atol=0)
+    defense, x = tiny(weight="vp", nodes=1000, logit_scale=1.0), images(2)
+    defense.denoiser = VPDenoiser(lambda *given: network(*given), alphas_bar)
+    found, noise = defense.logits(x, 0.0, Draws.seeded(0, 2)), Draws.seeded(0, 2).randn(2, 1000, 1, *SHAPE)
+    assert sorted(torch.cat(asked).tolist()) == sorted(list(range(1000)) * 8)  # of two images and four classes
+    expected = torch.zeros(2, 4)
+    for t, abar in enumerate(alphas_bar.float()):
+        e = noise[:, t, 0]
+        x_t = abar.sqrt() * (2 * x - 1) + (1 - abar).sqrt() * e
+        for y in range(4):
+            error = network(x_t, torch.full((2,), float(t)), torch.full((2,), y)) - e
+            expected[:, y] -= error.square().flatten(1).mean(1) / 1000
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(terms_of.vp(4).level) == 4 and terms_of.vp(4).weight.sum() > 0
+    for wrong, words in (({"nodes": 1001}, "1 to 1000 nodes"), ({"noised": "apndc"}, "for clean images")):
+        with pytest.raises(DrbenchError, match=words):
+            tiny(weight="vp", **wrong)
 
 
 def test_true_density_is_a_density():
@@ -456,6 +488,21 @@ def test_multi_head_shapes_and_scalings():
     defense = tiny(network="multihead", head_channels=(8,), noised="apndc", likelihood={"steps": 2})
     assert defense.nfe(0.0) == {"denoiser": 2, "multihead": 3} == measured_nfe(defense, 0.0)
     assert defense.nfe(0.25) == {"denoiser": 1, "multihead": 3} == measured_nfe(defense, 0.25)
+
+
+def test_the_multi_head_network_of_the_paper():
+    """Its last convolution has 3 K channels; shrunk, it answers for all classes, each image by itself."""
+    about = config.load(Path(__file__).parents[2] / "benchmarks/cifar10/attack/rdc-multihead.yaml")[0].defense.args
+    with torch.device("meta"):
+        head = MultiHead((3, 32, 32), 10, (8,), about.head_network)
+    last = head.network.dec["32x32_aux_conv"]
+    assert (last.weight.shape, last.bias.shape) == ((30, 128, 3, 3), (30,))
+    head = MultiHead((3, 8, 8), 4, (8,), {"model_channels": 32, "channel_mult": [1], "num_blocks": 1}).eval()
+    z, level = torch.randn(3, 3, 8, 8), torch.rand(3) + 0.1
+    nn.init.normal_(head.network.dec["8x8_aux_conv"].weight)
+    found = head(z, level)
+    assert found.shape == (3, 4, 3, 8, 8) and found.std(1).min() > 0
+    torch.testing.assert_close(head(z[1:2], level[1:2]), found[1:2], rtol=1e-4, atol=1e-5)
 
 
 # ---- class pruning --------------------------------------------------------------------------------------------------

@@ -210,6 +210,14 @@ def test_a_cascade_stands_for_a_cascade(tmp_path):
     assert line["measured"] == 50.0 and line["verdict"] == "agrees"
 
 
+def test_accuracy_of_a_cascade_without_certificate_is_that_of_its_votes_as_a_prior(tmp_path):
+    """log(0.9 p + 0.1 / 3) of class 1 must exceed that of class 0, which clean logits prefer, by 1: 900 votes do."""
+    row = {"metric": "standard_accuracy", "norm": "none"}
+    cascade = measured.known(make_cascade(tmp_path / "runs" / "x" / "a", [[990], [400, 560], [900], [100, 100]]))
+    assert cascade.measure(row, None)[0] == 50.0
+    assert measured.known(make_run(tmp_path / "runs" / "x" / "b", [990])).measure(row, None) is None
+
+
 def test_from_the_command_line(tmp_path, capsys):
     assert main(["table", "--paper", "list"]) == 0 and "rcm-cifar10" in capsys.readouterr().out.split()
     assert main(["table", "--paper", "rcm-imagenet", "--out", str(tmp_path / "out" / "rcm")]) == 0

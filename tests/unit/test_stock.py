@@ -57,6 +57,15 @@ def test_a_foreign_file_is_converted_and_then_named_like_our_own(home, monkeypat
     assert main(["weights", "verify"]) == 2
 
 
+def test_what_nobody_published_of_a_file_has_to_be_written_down(home, capsys):
+    place, given = home / "home" / "benchmarks" / "foreign.yaml", home / "net.pt"
+    place.write_text('them/net: {file: net.pt, format: timm, config: {arch: "???"}}')
+    given.write_bytes(b"PK\x03\x04 weights")
+    assert main(["weights", "add", str(given)]) == 2
+    said = capsys.readouterr().err
+    assert "weights them/net: arch was not published" in said and "drbench weights convert them/net" in said
+
+
 def test_what_is_made_here_lies_in_the_same_folder(home, capsys):
     with pytest.raises(DrbenchError, match=r"(?s)us/net are not here.*drbench train us.yaml"):
         weights.resolve("us/net")

@@ -15,7 +15,8 @@ from drbench.errors import DrbenchError
 class SongUNet(nn.Module):
     """DDPM++ (positional embedding, standard encoder) and NCSN++ (Fourier embedding, residual encoder).
 
-    Called as `network(x, c_noise, labels)`; label `label_dim` is "none", a zero vector. Arguments as in NVlabs/edm.
+    Called as `network(x, c_noise, labels)`; label `label_dim` is "none", a zero vector. Arguments as in NVlabs/edm,
+    and `out_channels`, by default as many as come in.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class SongUNet(nn.Module):
         encoder_type: str = "standard",
         decoder_type: str = "standard",
         resample_filter: Sequence[float] = (1, 1),
+        out_channels: int | None = None,
     ):
         super().__init__()
         _choose("embedding_type", embedding_type, ("positional", "fourier"))
@@ -52,7 +54,7 @@ class SongUNet(nn.Module):
         self.map_layer0, self.map_layer1 = nn.Linear(noise, width), nn.Linear(width, width)
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         sides = [img_resolution >> level for level in range(len(channel_mult))]
-        widths = [model_channels * mult for mult in channel_mult]
+        widths, last_width = [model_channels * mult for mult in channel_mult], out_channels or img_channels
 
         now, aux, skips = model_channels, img_channels, []
         for level, side in enumerate(sides):
@@ -86,9 +88,9 @@ class SongUNet(nn.Module):
                 now = widths[level]
             if decoder_type == "skip" or level == 0:
                 if decoder_type == "skip" and not last:
-                    self.dec[f"{at}_aux_up"] = Conv(img_channels, img_channels, 0, "up", resample_filter)
+                    self.dec[f"{at}_aux_up"] = Conv(last_width, last_width, 0, "up", resample_filter)
                 self.dec[f"{at}_aux_norm"] = group_norm(now, 1e-6)
-                self.dec[f"{at}_aux_conv"] = Conv(now, img_channels, 3)
+                self.dec[f"{at}_aux_conv"] = Conv(now, last_width, 3)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         embedding = self.map_noise(c_noise).unflatten(1, (2, -1)).flip(1).flatten(1)  # sines come first
