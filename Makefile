@@ -11,11 +11,12 @@ SLOW := $(foreach name,rdc rdc-rdc diffpure multiscale-cascade,%/$(name).yaml)
 slow_first = $(foreach name,$(SLOW),$(filter $(name),$(1))) $(filter-out $(SLOW),$(1))
 ATTACKS := $(call slow_first,$(wildcard benchmarks/digits/attack/*.yaml))
 FULL_ATTACKS := $(call slow_first,$(wildcard benchmarks/digits/full/attack/*.yaml))
+STANDARD := $(call slow_first,$(wildcard benchmarks/digits/standard/*.yaml))
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
   rdc-cifar10 ndc-cifar10 ndc-imagenet
 TABLES := $(PAPERS) cost digits
 .DEFAULT_GOAL := help
-.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full train-digits train-multiscale train-rcm \
+.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full digits-standard train-digits train-multiscale train-rcm \
   train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench \
   figures readme gallery verify report clean
 
@@ -45,6 +46,11 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 digits-full: setup  ## the same on all 500 test images, with more draws (1 to 2 hours)
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) $(FULL_ATTACKS) run.executor=processes --out results/digits/full
 	$(MAKE) figures
+
+digits-standard: setup  ## what digits-full attacks by shorter suites, under preset standard, on the same images (an hour)
+	$(BIN)/drbench run $(STANDARD) run.executor=processes --out results/digits/standard
+	$(BIN)/drbench table results/digits/standard --out results/digits/standard/robust
+	$(BIN)/drbench plot results/digits/standard --out results/digits/standard/robust
 
 tables: $(TABLES:%=table-%)  ## every paper's table, as far as weights and data are here
 

@@ -26,7 +26,7 @@ def cells(key: str, overrides: Sequence[str] = ()) -> list[DictConfig]:
     if key not in known:
         raise DrbenchError(f"no table {key!r} can be reproduced{did_you_mean(key, known)}")
     files = [places.home() / file for file in known[key]]
-    left_open = [{open for cell in config.load(file) for open in needs.unpublished(cell)} for file in files]
+    left_open = [{name for cell in config.load(file) for name in needs.unpublished(cell)} for file in files]
     # What one file leaves open another may have, or not even know: such an override is for the former alone.
     return [
         cell

@@ -1,6 +1,6 @@
 """One training loop: AdamW or RAdam, warm-up and decay, gradient clipping, exponential moving average, resumable.
 
-The randomness of step s comes from a generator seeded by (seed, s), so a resumed training ends with the weights of an
+The randomness of step s comes from generators seeded by (seed, s), so a resumed training ends with the weights of an
 undisturbed one without any random state being stored.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def train(
     network : Module
         Set to train mode during, to eval mode after.
     loss : callable
-        Maps the generator of the step (on the CPU) to a scalar; every random choice must come from it.
+        Maps the generator of the step (on the CPU) to a scalar; every random choice must come from it, but for the
+        dropout of the network itself, which is seeded for the step as well.
     log : callable
         Called as `log(step, loss)` after each step.
     groups : sequence of dict, optional
@@ -54,7 +56,8 @@ def train(
     while step < recipe.steps:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * group.get("scale", 1.0) * _schedule(step, recipe)
-        value = loss(step_rng(recipe.seed, step))
+        with _dropout_rng(recipe.seed, step, trained[0].device):
+            value = loss(step_rng(recipe.seed, step))
         if not value.isfinite():
             raise DrbenchError(f"training diverged: the loss at step {step} is {value.item()}; lower the learning rate")
         network.zero_grad(set_to_none=True)
@@ -72,8 +75,19 @@ def train(
 
 def step_rng(seed: int, step: int) -> Generator:
     """CPU generator of one training step."""
-    key = hashlib.sha256(f"training {seed} {step}".encode()).digest()[:8]
-    return Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    return Generator().manual_seed(_key(f"training {seed} {step}"))
+
+
+@contextmanager
+def _dropout_rng(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators, from which dropout draws, for one step; restore them after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_key(f"dropout {seed} {step}"))
+        yield
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def sample(x: Tensor, y: Tensor, recipe: Recipe, rng: Generator) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ SMALL = {
     "wide_resnet": {"depth": 10, "widen": 1},
 }  # fmt: skip
 HEADS = {"model_channels": 32, "num_blocks": 1, "channel_mult": [1, 1]}
-SMALL_ARGS = {"head_network": HEADS, "steps": 2, "votes": 2, "nodes": 4, "width": 32, "depth": 1, "heads": 2}
+SMALL_ARGS = {"head_network": HEADS, "steps": 2, "votes": 2, "nodes": 2, "width": 32, "depth": 1, "heads": 2}
 
 
 def shrink(cell):

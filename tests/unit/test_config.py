@@ -58,9 +58,8 @@ def test_what_is_left_open_takes_no_value_from_below(tmp_path):
     )
     cells = config.load(path)
     for cell in cells:
-        assert needs.unpublished(cell) == ["defense.args.answer", "train.recipe.steps"] and cell.defense.args.rest == [
-            1
-        ]
+        assert needs.unpublished(cell) == ["defense.args.answer", "train.recipe.steps"]
+        assert cell.defense.args.rest == [1]
     assert len(cells) == 2
     child = write(tmp_path, "extends: a.yaml\ndefense: {args: {answer: 4}}", "child.yaml")
     for given in (config.load(path, ["defense.args.answer=4"]), config.load(child)):

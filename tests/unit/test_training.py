@@ -13,9 +13,9 @@ from drbench.training import augment, sample, step_rng, train
 RECIPE = Recipe(steps=60, batch=16, lr=0.05, warmup=5, ema_halflife=5)
 
 
-def problem():
+def problem(dropout=0.0):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
 
     def loss(rng):
         x = torch.randn(16, 3, generator=rng)
@@ -32,9 +32,10 @@ def test_loss_falls_and_average_is_returned():
     assert not network.training
 
 
-def test_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_killed_training_ends_with_the_same_weights(dropout, tmp_path, monkeypatch):
     monkeypatch.setattr("drbench.training.SAVE_EVERY", 20)
-    network, loss = problem()
+    network, loss = problem(dropout)
     train(network, loss, RECIPE, lambda *a: None)
     recipe = replace(RECIPE, state=str(tmp_path / "state"))
 
@@ -42,10 +43,10 @@ def test_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
         if step == 47:
             raise KeyboardInterrupt
 
-    again, loss = problem()
+    again, loss = problem(dropout)
     with pytest.raises(KeyboardInterrupt):
         train(again, loss, recipe, kill)
-    resumed, loss = problem()
+    resumed, loss = problem(dropout)
     steps = []
     train(resumed, loss, recipe, lambda step, value: steps.append(step))
     assert steps[0] == 41
@@ -58,7 +59,7 @@ def test_killed_training_ends_with_the_same_weights(tmp_path, monkeypatch):
 def test_groups_have_their_own_learning_rate_and_others_stand_still():
     network, loss = problem()
     before = [value.clone() for value in network.state_dict().values()]
-    groups = [{"params": [network[0].weight], "scale": 0.1}, {"params": [network[2].weight]}]
+    groups = [{"params": [network[0].weight], "scale": 0.1}, {"params": [network[3].weight]}]
     train(network, loss, replace(RECIPE, steps=1, warmup=0, lr=1e-2, clip=1e9), lambda *a: None, groups)
     moved = [float((a - b).abs().max()) for a, b in zip(network.state_dict().values(), before, strict=True)]
     assert moved[1] == moved[3] == 0 and moved[0] == pytest.approx(0.1 * moved[2], rel=1e-2)
@@ -73,7 +74,7 @@ def test_divergence_and_bad_recipes():
 
 
 def test_global_generator_is_untouched():
-    network, loss = problem()
+    network, loss = problem(dropout=0.2)
     before = torch.get_rng_state()
     train(network, loss, replace(RECIPE, steps=3), lambda *a: None)
     assert torch.equal(before, torch.get_rng_state())
