@@ -16,9 +16,9 @@ PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consis
   rdc-cifar10 ndc-cifar10 ndc-imagenet
 TABLES := $(PAPERS) cost digits
 .DEFAULT_GOAL := help
-.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full digits-standard train-digits train-multiscale train-rcm \
-  train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow lint bench \
-  figures readme gallery verify report clean
+.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full digits-standard train-digits train-multiscale \
+  train-rcm train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow \
+  lint bench figures readme gallery verify report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

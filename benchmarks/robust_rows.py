@@ -1,4 +1,4 @@
-"""Rows of a method's README, from results/digits/full/robust.csv: python -m benchmarks.robust_rows NAME. No torch."""
+"""Rows of a method's README, from results/digits/{full,standard}/robust.csv: python -m benchmarks.robust_rows NAME."""
 
 import sys
 
@@ -6,12 +6,13 @@ import pandas as pd
 
 from drbench.robust_tables import NORMS
 
+JOBS = ("full", "standard")
 HEAD = "| variant | threat | images | clean | average | majority | worst of 10 | strongest | gradients per image |"
 
 
-def rows(name: str) -> list[str]:
+def rows(name: str, job: str = "full") -> list[str]:
     """Lines of a Markdown table; accuracies in %, of the average with its 95 % interval over the images."""
-    table = pd.read_csv("results/digits/full/robust.csv", keep_default_na=False)
+    table = pd.read_csv(f"results/digits/{job}/robust.csv", keep_default_na=False)
     lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
     for row in table[table["defense"] == name].itertuples():
         sigma = f"σ = {row.sigma:g}" if row.sigma else ""
@@ -25,4 +26,5 @@ def rows(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(rows(sys.argv[1])))
+    for each in JOBS:
+        print("\n".join(rows(sys.argv[1], each)), end="\n\n")

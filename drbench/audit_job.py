@@ -26,25 +26,30 @@ def size(cell: DictConfig) -> int:
     return presets.AUDITED[spec.preset] if spec.attacks is None else OF_OWN_ATTACKS
 
 
+def probed(cell: DictConfig) -> int:
+    """On how many the defense is probed: not fewer."""
+    compared, given = size(cell), cell.attack.probe
+    return max(compared, (PROBED if compared else 0) if given is None else given)
+
+
 def due(cell: DictConfig, begun: record.Run | None) -> bool:
     """Whether a run that has all its rows was killed before its audit."""
-    return bool(begun and begun.rows and cell.task == "attack" and size(cell) and "audit" not in begun.header)
+    return bool(begun and begun.rows and cell.task == "attack" and probed(cell) and "audit" not in begun.header)
 
 
 def add(cell: DictConfig, folder: Path, images: Images, suite: Suite, about: dict) -> None:
     """Audit the first recorded images and note the findings in the header `about`; nothing if that was done."""
-    rows = [row for row in record.read(folder).ordered() if row.evidence][: max(size(cell), PROBED)]
-    probed = [row.id for row in rows]
-    ids = probed[: size(cell)]
-    if not ids or about.get("audit", {}).get("ids") == ids:
+    rows = [row for row in record.read(folder).ordered() if row.evidence][: probed(cell)]
+    names = [row.id for row in rows]
+    of = {"ids": names[: size(cell)], "probed": names}
+    if not names or {key: about.get("audit", {}).get(key) for key in of} == of:
         return
     begun, stored = time.perf_counter(), examples.read(folder)
-    places = [images.ids.index(name) for name in probed]
+    places = [images.ids.index(name) for name in names]
     found = [Found(row.evidence, torch.from_numpy(stored[row.id][2])) for row in rows]
-    findings = audit(suite, images.x[places], images.y[places], probed, found, compared=len(ids))
+    findings = audit(suite, images.x[places], images.y[places], names, found, compared=len(of["ids"]))
     about["audit"] = {
-        "ids": ids,
-        "probed": probed,
+        **of,
         "seconds": time.perf_counter() - begun,
         "findings": [list(finding) for finding in findings],
     }

@@ -82,6 +82,7 @@ class Attack:
         None  # other defenses to transfer from: {cnn: {name: undefended, checkpoint: [..]}}
     )
     audit: int | None = None  # images on which attacks are compared, to check them; null: by preset
+    probe: int | None = None  # images on which the defense is probed, cheaply; null: 8, if attacks are compared on any
     worst_of: int = 10  # tries of the attacker in worst-of-M; at most `evaluations`
 
 
@@ -144,6 +145,7 @@ NOT_IDENTITY = (
     "run.compile",
     "run.cuda_graphs",
     "attack.audit",
+    "attack.probe",
     "run.executor",
     "run.workers",
     "run.timeout",
@@ -451,6 +453,7 @@ def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
         (attack.cascade is not None and (attack.sigma != 0 or attack.decision != "single"),
          "attack.cascade is the decision rule: attack.sigma stays 0 and attack.decision single"),
         ((attack.audit or 0) < 0, f"attack.audit is a number of images, got {attack.audit}"),
+        ((attack.probe or 0) < 0, f"attack.probe is a number of images, got {attack.probe}"),
         (attack.sigma < 0, f"attack.sigma is a noise level >= 0 in pixel units, got {attack.sigma}"),
         (min(attack.evaluations, attack.select, attack.worst_of, attack.decision_draws) < 1,
          "attack.evaluations, select, worst_of and decision_draws are positive"),

@@ -83,7 +83,8 @@ NOTES = """\
   choose among their examples either.
 - strongest: the attack whose examples were kept for most images. gradients, forwards: evaluations of the whole defense
   per image that the attacks and the choice among their examples took, with and without a gradient.
-- audited: images on which the attack itself was checked. flags: what these checks found, and other marks."""
+- audited: images on which attacks were compared, to check them (0: the defense was probed at most). flags: what these
+  checks found, and other marks."""
 
 
 def render_markdown(table: DataFrame) -> str:

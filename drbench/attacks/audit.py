@@ -46,12 +46,14 @@ def audit(
     x, y, ids, found
         A few images of the job, their labels and ids, and what the job found on them.
     compared : int, optional
-        How many of them, from the first, attacks are compared on: all of them if not given.
+        How many of them, from the first, attacks are compared on: all of them if not given; 0 for probes alone.
     """
     view = VIEWS["exact"](suite.defense, suite.sigma)
     x, y = x.to(view.device), y.to(view.device)
     problem = Problem.of(view, suite.threat, x, y, ids, "audit", suite.seed, rows=suite.rows)
     findings = list(probes.run(suite.defense, problem))
+    if compared == 0:
+        return findings
     with side_by_side(suite) as threads:
         lockstep = Lockstep(threads.pool, threads.workers, suite.rows)
         few = slice(compared)

@@ -348,6 +348,19 @@ def test_flags_reach_record_table_and_exit_code(tmp_path, capsys, monkeypatch):
     assert main(["table", folder]) == 0 and "audit gradient-zero" in capsys.readouterr().out
 
 
+def test_a_defense_may_be_probed_alone(tmp_path, capsys, monkeypatch):
+    """`audit: 0, probe: 3`: no attacks are compared, and what the function itself shows is found all the same."""
+    monkeypatch.chdir(ROOT)
+    assert attack_constant(tmp_path, "attack.audit=0", "attack.probe=3", "--strict") == 1
+    (folder, *_), _ = (text.split("\n") for text in capsys.readouterr())
+    audited = record.read(folder).header["audit"]
+    assert audited["ids"] == [] and len(audited["probed"]) == 3
+    checks = {check: flag for check, flag, _ in audited["findings"]}
+    assert checks["gradient-zero"] and "gradient-check" in checks and "eps0" not in checks
+    assert attack_constant(tmp_path / "other", "attack.audit=0") == 0
+    assert "audit" not in record.read(capsys.readouterr().out.split("\n")[0]).header
+
+
 def test_an_audit_that_was_killed_is_made_up_for(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     attack_constant(tmp_path)
