@@ -162,7 +162,11 @@ def test_one_file_of_huggingface(tmp_path):
         formats.convert(tmp_path / "net.bin", "huggingface", config=shape | {"hidden_size": 32})
 
 
-LISTED = {name: about for name, about in foreign.manifest().items() if about.get("format") in ("timm", "wide_resnet")}
+LISTED = {
+    name: about
+    for name, about in foreign.manifest().items()
+    if about.get("format") in ("timm", "wide_resnet") and "???" not in about["config"].values()  # nobody said which
+}
 
 
 @pytest.mark.parametrize("name", LISTED)
