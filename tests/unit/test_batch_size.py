@@ -25,12 +25,18 @@ def search(monkeypatch):
 
 def test_begins_where_rows_outweigh_the_launch(search):
     """The next size gains 2 % in both, which is not worth its memory."""
-    assert search(lambda rows: 0.01 + rows / 4000) == (1024, [1, 32, 512, 1024, 2048, 256])  # 9 launches: 369 rows
-    assert search(lambda rows: 0.0001 + rows / 1e5) == (256, [1, 32, 128, 256, 512, 64])
+    assert search(lambda rows: 0.01 + rows / 4000) == (1024, [1, 32, 512, 1024, 2048])  # 9 launches: 369 rows
+    assert search(lambda rows: 0.0001 + rows / 1e5) == (256, [1, 32, 128, 256, 512])
+
+
+def test_climbs_as_long_as_it_pays(search):
+    """A network that is slow in small batches beyond what its launch explains: from 128 on, a doubling gains 7 %."""
+    found, tried = search(lambda rows: (0.0001 + rows / 1e5) * max(rows, 128) ** -0.1, most=4096)
+    assert found == 4096 and tried == [1, 32, 128, 256, 512, 1024, 2048, 4096]
 
 
 def test_a_network_without_launch_costs_takes_the_smallest(search):
-    assert search(lambda rows: rows / 5000) == (32, [1, 32, 64, 128])
+    assert search(lambda rows: rows / 5000) == (32, [1, 32, 64])
 
 
 def test_a_cache_that_overflows_is_found(search):
@@ -40,7 +46,7 @@ def test_a_cache_that_overflows_is_found(search):
 
 def test_a_slow_network_is_not_asked_for_large_batches(search):
     found, tried = search(lambda rows: 0.1 + rows / 500)
-    assert tried == [1, 32, 256, 512, 128] and found == 512  # a call with 1,024 rows would take 2.1 s
+    assert tried == [1, 32, 256, 512] and found == 512  # a call with 1,024 rows would take 2.1 s
     assert search(lambda rows: 2.1 * rows) == (1, [1])
 
 
@@ -65,7 +71,7 @@ def test_the_search_is_short_beside_the_work(search, monkeypatch, most, limit):
         return rows / 100 * (1 - rows / 1e5)
 
     monkeypatch.setattr(batch_size.time, "perf_counter", lambda: clock[0])
-    assert len(search(seconds, most)[1]) == {1: 2, 4: 3, 40: 4}[limit] and clock[0] <= limit
+    assert len(search(seconds, most)[1]) == {1: 2, 4: 3, 40: 3}[limit] and clock[0] <= limit
 
 
 def test_every_size_is_timed_more_than_once(monkeypatch):
@@ -77,7 +83,7 @@ def test_every_size_is_timed_more_than_once(monkeypatch):
         return {1: 2_000, 32: 12_800, 64: 20_000, 128: 26_000}.get(rows, 25_000) * (1.5 if lucky else 1)
 
     monkeypatch.setattr(batch_size, "_rows_per_second", measure)
-    assert batch_size._search(None, 0.5, 512) == 128 and calls.count(64) == batch_size.TURNS
+    assert batch_size._search(None, 0.5, 512) == 128 and calls.count(64) >= batch_size.TURNS
 
 
 def test_memory_ends_the_search(monkeypatch):
