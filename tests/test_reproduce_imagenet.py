@@ -1,4 +1,4 @@
-"""ImageNet rows whose purifier works at another size than the sum: their architectures, shrunk, with random weights."""
+"""Every ImageNet row of the papers runs, on two made images: its own architecture, shrunk, with random weights."""
 
 from pathlib import Path
 
@@ -9,15 +9,43 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from drbench import config, datasets, planning, record, registry, runner, verify
-from drbench.data import folders
+from drbench.data import folders, imagenet64
 
 ROOT = Path(__file__).parents[1] / "benchmarks" / "imagenet"
-FILES = [ROOT / "ndc.yaml", ROOT / "attack" / "rdc-restricted.yaml"]
-CLASSES = {"imagenet": (3, 999), "restricted-imagenet": (151, 300)}
+DIFFUSION_CLASSIFIERS = [ROOT / "ndc.yaml", ROOT / "attack" / "rdc-restricted.yaml"]  # sum and purifier differ in size
+OTHERS = sorted(set(ROOT.rglob("*.yaml")) - set(DIFFUSION_CLASSIFIERS))
+CLASSES = {"imagenet": (3, 999), "restricted-imagenet": (151, 300), "imagenet-a": (6, 130), "imagenet-r": (6, 130)}
+UNET = {"num_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "channel_mult": [1, 1]}
+SMALL = {
+    "guided_diffusion": UNET,
+    "openai_consistency": UNET,
+    "improved_diffusion": {"num_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 1]},
+    "timm": {"depth": 1},
+}
+OPEN = {"dds-vit": "classifier.arch=vit_tiny_patch16_224", "densepure-vit": "classifier.arch=vit_tiny_patch16_224",
+        "rcm-deep": "depth=1"}  # fmt: skip
 pytestmark = pytest.mark.slow
 
 
-def shrink(cell, side):
+def shrink(cell):
+    args = cell.defense.args
+    for part in ("denoiser", "classifier"):
+        if part in args:
+            kind = args[part].preset.partition("/")[0] if "preset" in args[part] else args[part].kind
+            args[part] = {**args[part], **SMALL[kind]}
+    if cell.data.name != "imagenet64":  # a quarter of the side, or so
+        cell.data.preprocessing = "box64"
+        if "denoiser" in args:
+            args.denoiser.image_size = 64 + 2 * args.denoiser.get("pad", 0)
+    for key, value in {"steps": 2, "votes": 2, "width": 32, "depth": 1, "heads": 2}.items():
+        if key in args:
+            args[key] = value
+    cell.defense.checkpoint = []
+    cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 12, 12, 4
+    return cell
+
+
+def shrink_diffusion_classifier(cell, side):
     """Networks of a few thousand parameters, for images of this side that are resized to 8; few calls of them."""
     args = cell.defense.args
     args.denoiser = {**args.denoiser, "img_resolution": 8, "model_channels": 64, "num_blocks": 1,
@@ -42,15 +70,21 @@ def photographs(tmp_path, monkeypatch):
     """A function that makes two images of a data set, and its manifest expect no more."""
 
     def make(name):
+        if name == "imagenet64":
+            monkeypatch.setattr(imagenet64, "ROWS", 2)
+            pixels = np.random.default_rng(0).integers(0, 256, (2, 3 * 64 * 64), np.uint8)
+            np.savez(tmp_path / "val_data.npz", data=pixels, labels=np.array([1, 1000]))
+            return str(tmp_path)
+        top = datasets.manifest()[name]["trees"][0]["path"]
         for c in CLASSES[name]:
-            folder = tmp_path / "val" / folders.wnids()[c]
+            folder = tmp_path / name / top / folders.wnids()[c]
             folder.mkdir(parents=True)
             pixels = np.random.default_rng(c).integers(0, 256, (70, 90, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{c}.png")
         known = datasets.manifest()
-        tree = {"path": "val", "folders": 2, "files": 2}
+        tree = {"path": top, "folders": 2, "files": 2}
         monkeypatch.setattr(datasets, "manifest", lambda: known | {name: known[name] | {"trees": [tree]}})
-        return str(tmp_path)
+        return str(tmp_path / name)
 
     return make
 
@@ -69,11 +103,26 @@ def parts(cell, folder):
     return names
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", OTHERS, ids=lambda path: path.stem)
 def test_every_row_runs(file, tmp_path, photographs):
     rows = {}
+    for cell in config.load(file, [f"defense.args.{OPEN[file.stem]}"] if file.stem in OPEN else []):
+        rows.setdefault((cell.defense.variant, cell.data.name), shrink(cell))  # one noise level of each row
+    roots = {name: photographs(name) for name in {name for _, name in rows}}
+    for cell in rows.values():
+        cell.data.root, cell.data.subset = roots[cell.data.name], "first2"
+    (planned,) = planning.measure([cell])
+    assert planned.images == 2 and planned.seconds > 0
+    for folder in runner.run(list(rows.values()), tmp_path / "out"):
+        run = record.read(folder)
+        assert run.complete and verify.problems(run) == [] and not any(row.error for row in run.rows.values())
+
+
+@pytest.mark.parametrize("file", DIFFUSION_CLASSIFIERS, ids=lambda path: path.stem)
+def test_every_row_of_a_diffusion_classifier_runs(file, tmp_path, photographs):
+    rows = {}
     for cell in config.load(file):  # one noise level of each row
-        rows.setdefault(cell.defense.variant, shrink(cell, 64))
+        rows.setdefault(cell.defense.variant, shrink_diffusion_classifier(cell, 64))
     root = photographs(cell.data.name)
     for cell in rows.values():
         cell.data.root, cell.data.subset, cell.data.preprocessing = root, "first2", "box64"
@@ -89,6 +138,6 @@ def test_a_plan_is_at_the_size_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("DRBENCH_DATA", str(tmp_path))
     monkeypatch.setenv("DRBENCH_WEIGHTS", str(tmp_path))
     for variant in ("apndc-sift", "apndc-100"):
-        cell = next(cell for cell in config.load(FILES[0]) if cell.defense.variant == variant)
-        (cost,) = planning.measure([shrink(cell, 256)])
+        cell = next(cell for cell in config.load(DIFFUSION_CLASSIFIERS[0]) if cell.defense.variant == variant)
+        (cost,) = planning.measure([shrink_diffusion_classifier(cell, 256)])
         assert cost.images == 512 and cost.random == "data and weights" and cost.seconds > 0
