@@ -8,41 +8,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from drbench import config, datasets, planning, record, registry, runner, verify
+from drbench import config, datasets, planning, registry
 from drbench.data import folders, imagenet64
+from tests import shrinking
 
 ROOT = Path(__file__).parents[1] / "benchmarks" / "imagenet"
 DIFFUSION_CLASSIFIERS = [ROOT / "ndc.yaml", ROOT / "attack" / "rdc-restricted.yaml"]  # sum and purifier differ in size
 OTHERS = sorted(set(ROOT.rglob("*.yaml")) - set(DIFFUSION_CLASSIFIERS))
 CLASSES = {"imagenet": (3, 999), "restricted-imagenet": (151, 300), "imagenet-a": (6, 130), "imagenet-r": (6, 130)}
-UNET = {"num_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "channel_mult": [1, 1]}
-SMALL = {
-    "guided_diffusion": UNET,
-    "openai_consistency": UNET,
-    "improved_diffusion": {"num_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 1]},
-    "timm": {"depth": 1},
-}
+UNET = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 1]}
+ADM = UNET | {"num_head_channels": 32}
+SMALL = {"improved_diffusion": UNET, "guided_diffusion": ADM, "openai_consistency": ADM, "timm": {"depth": 1}}
 OPEN = {"dds-vit": "classifier.arch=vit_tiny_patch16_224", "densepure-vit": "classifier.arch=vit_tiny_patch16_224",
         "rcm-deep": "depth=1"}  # fmt: skip
 pytestmark = pytest.mark.slow
-
-
-def shrink(cell):
-    args = cell.defense.args
-    for part in ("denoiser", "classifier"):
-        if part in args:
-            kind = args[part].preset.partition("/")[0] if "preset" in args[part] else args[part].kind
-            args[part] = {**args[part], **SMALL[kind]}
-    if cell.data.name != "imagenet64":  # a quarter of the side, or so
-        cell.data.preprocessing = "box64"
-        if "denoiser" in args:
-            args.denoiser.image_size = 64 + 2 * args.denoiser.get("pad", 0)
-    for key, value in {"steps": 2, "votes": 2, "width": 32, "depth": 1, "heads": 2}.items():
-        if key in args:
-            args[key] = value
-    cell.defense.checkpoint = []
-    cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 12, 12, 4
-    return cell
 
 
 def shrink_diffusion_classifier(cell, side):
@@ -52,16 +31,11 @@ def shrink_diffusion_classifier(cell, side):
                      "channel_mult": [1], "attn_resolutions": []}  # fmt: skip
     args.resize.size, args.nodes = 8, 2
     if "purifier" in args:
-        args.purifier = {**args.purifier, "image_size": side, "num_channels": 32, "num_res_blocks": 1,
-                         "channel_mult": [1, 1], "num_head_channels": 32, "attention_resolutions": [8]}  # fmt: skip
+        args.purifier = {**args.purifier, **ADM, "image_size": side, "attention_resolutions": [8]}
     if "sift" in args:
         args.sift = {"nodes": 1, "threshold": 1.0, "keep": 2}
-    if "likelihood" in args:
-        args.likelihood.steps = 1
-    cell.certify.n0, cell.certify.n, cell.certify.block, cell.run.batch_rows = 2, 10, 10, 2
-    cell.attack.evaluations, cell.attack.select, cell.attack.worst_of, cell.attack.audit = 2, 1, 1, 0
-    for attack in cell.attack.attacks or []:
-        attack.steps, attack.draws = 1, 1
+    shrinking.few(cell)
+    cell.certify.n, cell.run.batch_rows = 10, 2
     return cell
 
 
@@ -107,15 +81,18 @@ def parts(cell, folder):
 def test_every_row_runs(file, tmp_path, photographs):
     rows = {}
     for cell in config.load(file, [f"defense.args.{OPEN[file.stem]}"] if file.stem in OPEN else []):
-        rows.setdefault((cell.defense.variant, cell.data.name), shrink(cell))  # one noise level of each row
+        rows.setdefault((cell.defense.variant, cell.data.name), cell)  # one noise level of each row
     roots = {name: photographs(name) for name in {name for _, name in rows}}
     for cell in rows.values():
+        shrinking.shrink(cell, SMALL)
         cell.data.root, cell.data.subset = roots[cell.data.name], "first2"
+        if cell.data.name != "imagenet64":  # a quarter of the side, or so
+            cell.data.preprocessing = "box64"
+            if "denoiser" in cell.defense.args:
+                cell.defense.args.denoiser.image_size = 64 + 2 * cell.defense.args.denoiser.get("pad", 0)
     (planned,) = planning.measure([cell])
     assert planned.images == 2 and planned.seconds > 0
-    for folder in runner.run(list(rows.values()), tmp_path / "out"):
-        run = record.read(folder)
-        assert run.complete and verify.problems(run) == [] and not any(row.error for row in run.rows.values())
+    shrinking.run(list(rows.values()), tmp_path / "out")
 
 
 @pytest.mark.parametrize("file", DIFFUSION_CLASSIFIERS, ids=lambda path: path.stem)
@@ -127,9 +104,7 @@ def test_every_row_of_a_diffusion_classifier_runs(file, tmp_path, photographs):
     for cell in rows.values():
         cell.data.root, cell.data.subset, cell.data.preprocessing = root, "first2", "box64"
         cell.defense.checkpoint = parts(cell, tmp_path)
-    for cell, folder in zip(rows.values(), runner.run(list(rows.values()), tmp_path / "out"), strict=True):
-        run = record.read(folder)
-        assert run.complete and verify.problems(run) == [] and not any(row.error for row in run.rows.values())
+    for cell, run in zip(rows.values(), shrinking.run(list(rows.values()), tmp_path / "out"), strict=True):
         assert run.header["data"]["shape"] == [3, 64, 64] and not run.header["flags"]
         assert ("purifier" in run.header["defense"]["nfe"]) is ("purifier" in cell.defense.args)
 

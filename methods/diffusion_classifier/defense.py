@@ -8,6 +8,7 @@ from drbench.api import Defense, Draws, DrbenchError
 from drbench.classifiers.prepared import resizing
 from drbench.diffusion import networks
 from drbench.diffusion.exact import ExactDenoiser
+from drbench.diffusion.networks.diffusers_unet import make_twice_differentiable
 from drbench.diffusion.train import edm_loss, remember_scale
 from drbench.training import sample, train
 from methods.diffusion_classifier import terms as terms_of
@@ -140,6 +141,8 @@ class DiffusionClassifier(Defense):
                 )
         self.register_buffer("labels", None if labels is None else torch.tensor(labels), persistent=False)
         self.purifier = networks.build(purifier, self.input_shape, num_classes) if purifier else None
+        if likelihood is not None:
+            make_twice_differentiable(self._unconditional)
         if network == "multihead":
             self.multihead = MultiHead(self.summed_shape, num_classes, tuple(head_channels), head_network)
         if network == "classifier":

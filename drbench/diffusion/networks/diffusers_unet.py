@@ -100,3 +100,12 @@ def _betas(facts: Mapping) -> Tensor:
     if name == "squaredcos_cap_v2":
         return schedules.cosine_betas(steps)
     raise DrbenchError(f"scheduler: expected beta_schedule linear, scaled_linear or squaredcos_cap_v2, got {name!r}")
+
+
+def make_twice_differentiable(network: nn.Module) -> None:
+    """Attention by matrix products: the fused kernel, which diffusers takes by default, has no second derivative."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    for module in network.modules():
+        if isinstance(getattr(module, "processor", None), AttnProcessor2_0):
+            module.set_processor(AttnProcessor())
