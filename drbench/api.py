@@ -113,6 +113,10 @@ class Defense(nn.Module, ABC):
         """Scores that an attacker differentiates. Same values as `logits`; override iff the gradient must differ."""
         return self.logits(z, sigma, draws)
 
+    def gradient_rows(self, sigma: float) -> int | None:
+        """Rows of a call above which a row's gradient takes more time; None if more rows are never worse."""
+        return None
+
     def networks(self) -> dict[str, nn.Module]:
         """The networks whose calls (`network(...)`, not other methods) are counted as cost, by name."""
         return dict(self.named_children())

@@ -44,6 +44,9 @@ class Restricted(Defense):
     def attack_logits(self, z, sigma, draws):
         return ask(self.base, "attack_logits", z, sigma, draws)[:, self.classes]
 
+    def gradient_rows(self, sigma):
+        return self.base.gradient_rows(sigma)
+
     def networks(self):
         return self.base.networks()
 

@@ -18,6 +18,8 @@ from methods.diffusion_classifier.multihead import MultiHead, distill
 from methods.diffusion_classifier.options import check
 from methods.diffusion_classifier.pruning import Sift, refine, sift
 
+FEWEST = 16  # rows of a call: fewer are slow, and attacks fill them up
+
 
 class DiffusionClassifier(Defense):
     """logit_y = -logit_scale * sum over nodes of weight * mean over pixels of (D(x + s e; s, y) - x)^2.
@@ -241,6 +243,12 @@ class DiffusionClassifier(Defense):
     def _noise(self, draws, terms):
         copies = 1 if self.shared_noise else self.num_classes
         return draws.randn(draws.rows, len(terms.level), copies, *self.summed_shape)
+
+    def gradient_rows(self, sigma):
+        """As many as make `chunk` network rows: above that no graph is kept, and all is computed twice."""
+        steps = [self.ascent.steps] if sigma == 0 and self.ascent else []
+        nodes = [len(self._terms(sigma, self.nodes).level)] if self.network == "multihead" else []
+        return min((self.chunk // each for each in steps + nodes if self.chunk >= FEWEST * each), default=None)
 
     def nfe(self, sigma):
         unconditional = "denoiser" if self.purifier is None else "purifier"

@@ -12,11 +12,14 @@ from torch import nn
 import drbench
 from drbench import config
 from drbench.api import Draws, DrbenchError
+from drbench.attacks.losses import Loss
+from drbench.attacks.views import Direct
 from drbench.cost import Evaluations, measured_nfe
 from drbench.diffusion import schedules
 from drbench.diffusion.exact import ExactDenoiser
 from drbench.diffusion.networks.unet import small_unet
 from drbench.diffusion.precond import EDMDenoiser, VPDenoiser
+from drbench.draws import Span
 from drbench.recipe import Recipe
 from methods.diffusion_classifier import likelihood, pruning
 from methods.diffusion_classifier import terms as terms_of
@@ -345,6 +348,28 @@ def test_what_fits_one_call_is_kept_and_not_evaluated_again(args, again):
             torch.autograd.grad(loss, x)
         counts.append(sum(evaluations.counts.values()))
     assert counts[1] - counts[0] == again
+
+
+@pytest.mark.parametrize(
+    "args, most",
+    [
+        ({"network": "multihead"}, 20),  # 60 rows // 3 nodes
+        ({"network": "multihead", "likelihood": {"steps": 2}}, 20),
+        ({"network": "classifier", "likelihood": {"steps": 2}}, 30),
+        ({"network": "multihead", "nodes": 4}, None),  # fewer rows than attacks have in a call
+        ({}, None),  # classes that the loss looks at are not known before
+    ],
+)
+def test_attacks_ask_for_as_many_rows_as_are_kept(args, most):
+    defense, whole = tiny(chunk=60, **args), tiny(chunk=1000, **args)
+    assert defense.gradient_rows(0.0) == most
+    x, y, spans, counts = images(8), torch.arange(8) % 4, [Span(name, 0, 10) for name in range(8)], []
+    for each in (defense, whole):
+        with Evaluations(each) as evaluations:
+            counts.append((Direct(each).answer(x, y, spans, 10, Loss("margin")), dict(evaluations.counts)))
+    (ours, ours_cost), (wanted, wanted_cost) = counts
+    torch.testing.assert_close(ours, wanted)
+    assert (ours_cost == wanted_cost) or most is None
 
 
 @pytest.mark.parametrize("args", [{}, {"likelihood": {"steps": 4}}])
