@@ -21,6 +21,7 @@ from drbench import attack_job, config, cost, data, protocols, record, registry,
 from drbench.api import Defense
 from drbench.certifiers import lipschitz
 from drbench.certifiers.noise import sampling
+from drbench.config_keys import Certify
 from drbench.data import Images
 from drbench.weights import Weights
 
@@ -49,8 +50,8 @@ def engine(cell: DictConfig, images: Images, defense: Defense | None = None) -> 
     if spec.kind == "cascade":
         options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
         about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
-    own = {key: spec[key] for key in ("noise", "bound") if spec[key] != getattr(config.Certify, key)}
-    own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != config.Certify.sequence else {}
+    own = {key: spec[key] for key in ("noise", "bound") if spec[key] != getattr(Certify, key)}
+    own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != Certify.sequence else {}
     about |= {"options": about.get("options", {}) | own} if own else {}
     about |= {"select": "label"} if spec.select == "label" else {}
     about |= {"sampling": sampling(spec.sampler, images, spec.noise)} if spec.sampler != "float" else {}
@@ -128,9 +129,9 @@ def begin_session(header: dict, cell: DictConfig, device: torch.device, batch_ro
     return name
 
 
-def note_flips(header: dict, found: Sequence[dict | None]) -> None:
+def note_flips(header: dict, found: Sequence[dict]) -> None:
     """Store, and flag, how many votes of a sample differ from those in float32 (`execution.vote_flips`)."""
-    if not found or None in found:  # an attack, or float32
+    if not found:  # an attack, or float32
         return
     environment = header["sessions"][-1]["environment"]
     rows, flipped = (sum(each[key] for each in found) for key in ("rows", "flipped"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,8 +19,8 @@ from drbench import (
     attack_job,
     audit_job,
     build,
+    certify_job,
     config,
-    execution,
     executors,
     header,
     leases,
@@ -34,16 +33,8 @@ from drbench import (
     weights,
 )
 from drbench.api import DrbenchError
-from drbench.certifiers import batching, kinds
-from drbench.certifiers.batch_size import find_batch_rows
-from drbench.data import Images
 from drbench.executors.units import Units
 from drbench.jobs import THREADS, Certification, prepare
-from drbench.listeners import Audience
-from drbench.progress import Progress
-from drbench.record import Row
-
-BATCHES_A_CHUNK = 16  # handed to a worker at once: little is lost when it dies, and the hand-over costs nothing
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,10 @@ class _Crew:
 
 
 def run(
-    cells: Sequence[DictConfig], out: Path | None = None, limit: int | None = None, options: Options | None = None
+    cells: Sequence[DictConfig],
+    out: str | Path | None = None,
+    limit: int | None = None,
+    options: Options | None = None,
 ) -> list[Path]:
     """Run resolved configs one after another and return their run folders.
 
@@ -104,8 +98,7 @@ def run(
             if options.shard != (1, 1):
                 raise DrbenchError("attack runs are not sharded: give each process a subset (data.subset) of its own")
         elif cell.task == "certify":
-            if cell.certify.kind != "lipschitz":  # which needs no votes
-                stats.check_budget(cell.certify.n, cell.certify.alpha / len(config.levels(cell)))
+            certify_job.check(cell)
         else:
             raise DrbenchError(f"expected files of task certify or attack, got one of task {cell.task!r}: "
                                f"use `drbench {cell.task}`")  # fmt: skip
@@ -130,7 +123,7 @@ def _at_once(cell: DictConfig) -> int:
     return _workers(cell) if cell.task == "attack" and cell.run.executor == "processes" else 1
 
 
-def _side_by_side(cells: list[dict], crew: _Crew, out: Path | None, options: Options, workers: int) -> list[Path]:
+def _side_by_side(cells: list[dict], crew: _Crew, out: str | Path | None, options: Options, workers: int) -> list[Path]:
     """Run attacks in worker processes; their folders in the order of the cells."""
     folders: dict[int, Path] = {}
     executor = crew.executor("processes", min(workers, len(cells)), None)
@@ -146,7 +139,7 @@ class _Attacks:
     """A `drbench.executors.Job` whose units are whole cells: its worker writes their run folders itself."""
 
     cells: list[dict]
-    out: Path | None
+    out: str | Path | None
     options: Options
 
     def open(self, resident: dict, worker: int, workers: int) -> executors.Work:
@@ -161,7 +154,7 @@ class _Attacks:
         return work
 
 
-def _run_jobs(cells: Sequence[DictConfig], out: Path | None, options: Options) -> None:
+def _run_jobs(cells: Sequence[DictConfig], out: str | Path | None, options: Options) -> None:
     """The same in an array of jobs; what they leave undone is done here afterwards."""
     from drbench.executors import slurm
 
@@ -174,7 +167,7 @@ def _run_jobs(cells: Sequence[DictConfig], out: Path | None, options: Options) -
     )
 
 
-def _one_job(cells: Sequence[DictConfig], out: Path | None, options: Options, number: int) -> None:
+def _one_job(cells: Sequence[DictConfig], out: str | Path | None, options: Options, number: int) -> None:
     run(cells, out, options=options)
 
 
@@ -207,7 +200,7 @@ def identity_of(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str
     return config.identity(cell, [found.sha256 for part in (checkpoints, *others) for found in part])
 
 
-def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
+def folder_of(cell: DictConfig, out: str | Path | None, identity: str) -> Path:
     """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>.
 
     Of attacks <out>/attacks/<defense>[-<variant>]/<norm>-<eps>-sigma<sigma>-<8 digits of the identity>.
@@ -218,7 +211,7 @@ def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
     if cell.task == "attack":
         parent, kind = "attacks", f"{cell.attack.norm}-{norms.number(cell.attack.eps):.4g}-"
     scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
-    return (out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
+    return Path(out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
 
 
 def _run_cell(
@@ -227,7 +220,7 @@ def _run_cell(
     options: Options,
     place: tuple[int, int] = (0, 1),
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     folder: Path | None = None,
 ) -> Path:
     """Run a cell in this process, the first of `place` of the second that share the machine."""
@@ -243,9 +236,8 @@ def _run_cell(
     done = begun.rows if begun else {}
     if options.retry_errors:
         done = {image_id: row for image_id, row in done.items() if not row.error}
-    if cell.certify.tolerance is not None:
-        _require_whole_table(cell, options)
     shard, shards = options.shard
+    certify_job.check_parts(cell, whole=not options.limit and shards == 1)
     todo = [i for i in range(len(images))[: options.limit] if images.ids[i] not in done and i % shards == shard - 1]
     if todo or audit_job.due(cell, begun):
         with _noted(f"in the run {folder}: {cell.title}"):
@@ -277,22 +269,6 @@ def _noted(text: str) -> Iterator[None]:
         raise
 
 
-def _require_whole_table(cell: DictConfig, options: Options) -> None:
-    if options.limit or options.shard != (1, 1) or cell.run.executor != "inline":
-        raise DrbenchError(
-            "certify.tolerance is about all images of a table at once: expected no --limit (but a smaller subset), no "
-            "--shard, and run.executor=inline"
-        )
-
-
-def _vote_flips(cell: DictConfig, defense, images: Images, sigma: float, batch_rows: int) -> dict | None:
-    """How reduced precision changes votes at a noise level; None in full precision."""
-    if cell.run.precision == "float32":
-        return None
-    smoothing = kinds.smoothing(header.engine(cell, images))
-    return execution.vote_flips(defense, images.x, sigma, batch_rows, seed=cell.run.seed, smoothing=smoothing)
-
-
 def _attack(cell, folder, images, todo, defense, blank, done, workers: int) -> None:
     session, about = _begin(cell, folder, defense, blank, attack_job.batch_rows(cell), workers)
     try:
@@ -304,18 +280,19 @@ def _attack(cell, folder, images, todo, defense, blank, done, workers: int) -> N
 
 def _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done) -> None:
     executor = crew.executor(cell.run.executor, _workers(cell), cell.run.timeout)
-    rows = _batch_rows(cell, defense, crew, len(todo), executor.workers)
-    flips = [_vote_flips(cell, defense, images, sigma, rows) for sigma in config.levels(cell)]
+    (key,) = crew.resident
+    rows = crew.batch_rows.get(key) or certify_job.batch_rows(cell, defense, len(todo), executor.workers)
+    flips = certify_job.vote_flips(cell, defense, images, rows)
     session, _ = _begin(cell, folder, defense, blank, rows, executor.workers, flips)
     try:
         again = {images.ids[unit] for unit in todo}
         others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
         whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
         job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
-        rows = _observe(cell, folder, images, todo, job, executor, begun, options)
-        if rows < job.batch_rows:  # memory ran out: the next cells begin with what was left
-            crew.batch_rows = {next(iter(crew.resident)): rows}
+        known = begun.rows if begun else {}
+        rows = certify_job.observe(cell, folder, images, todo, job, executor, known, options.max_errors)
     finally:
+        crew.batch_rows = {key: rows}  # memory may have run out: the next cells begin with what was left
         _close(folder, session, rows)
 
 
@@ -340,18 +317,6 @@ def _workers(cell: DictConfig) -> int:
     return cell.run.threads or THREADS
 
 
-def _batch_rows(cell: DictConfig, defense, crew: _Crew, images: int, workers: int) -> int:
-    """Rows of a batch, found once for each defense that is in memory."""
-    if cell.run.batch_rows != "auto":
-        return cell.run.batch_rows
-    (key,) = crew.resident
-    if key not in crew.batch_rows:
-        rows = images * config.draws(cell)
-        most = rows // max(workers, batching.workers(defense.device))  # executor inline: threads of this process
-        crew.batch_rows = {key: find_batch_rows(defense, cell.certify.sigma, most)}
-    return crew.batch_rows[key]
-
-
 def _open(folder: Path, cell: DictConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -369,74 +334,3 @@ def _close(folder: Path, session: str | None = None, batch_rows: int | None = No
         about = record.read_header(folder) | news
         header.end_session(about, folder, session, batch_rows)
         record.write_header(folder, about)
-
-
-def _observe(
-    cell: DictConfig,
-    folder: Path,
-    images: Images,
-    todo: list[int],
-    job: Certification,
-    executor: executors.Executor,
-    begun: record.Run | None,
-    options: Options,
-) -> int:
-    """Write a row for each image of `todo` that no other process does; returns the rows of a batch at the end."""
-    level = "sigma " + " > ".join(f"{sigma:g}" for sigma in config.levels(cell))
-    title = " ".join(part for part in (cell.defense.name, cell.defense.variant, level) if part)
-    known = begun.rows if begun else {}
-    again = {images.ids[unit] for unit in todo}
-    rows = [row for image_id, row in known.items() if image_id not in again]
-    failed, batch_rows = [], job.batch_rows
-    chunk = max(1, BATCHES_A_CHUNK * job.batch_rows // config.draws(cell))
-    writer = record.Writer(folder, cell.run.fsync)
-    audience = Audience(cell.run.listeners, title, job.cell)
-    leases.sweep(folder)
-    with leases.Claims(folder) as claims, Progress(title, len(todo) + len(rows), "images", len(rows)) as bar:
-        units = Units(todo, chunk, _claim(claims, record.Tail(folder), images, set(known)))
-        answers = executor.run(job, units)
-        last = time.perf_counter()
-        try:
-            for answer in answers:
-                now = time.perf_counter()
-                row = replace(answer.row or _failure(images, answer), seconds=now - last)
-                writer.write(row)
-                rows.append(row)
-                batch_rows, last = min(batch_rows, answer.batch_rows or batch_rows), now
-                bar.advance(lambda: _note(rows, cell.certify.sigma))
-                accuracy = sum(row.correct for row in rows) / len(rows)
-                audience.log(len(rows), certified_accuracy=accuracy, radius=row.radius, seconds=row.seconds)
-                failed += [] if answer.row else [answer]
-                if len(failed) > options.max_errors:
-                    raise DrbenchError(
-                        f"{len(failed)} images failed, the last, {row.id}, with: {row.error}; more than --max-errors "
-                        f"{options.max_errors}. Mend the cause and run the same command with --retry-errors"
-                    )
-        finally:
-            writer.close()
-            audience.close("complete" if len(rows) == len(images) else "partial")
-    return batch_rows
-
-
-def _claim(claims: leases.Claims, tail: record.Tail, images: Images, known: set):
-    """What `Units` asks: which of the units that wait are ours, and which others have done since we looked."""
-
-    def claim(waiting: Sequence[int], count: int) -> tuple[list[int], set[int]]:
-        units = {images.ids[unit]: unit for unit in waiting}
-        done = tail.ids() - known
-        taken = claims.take([image_id for image_id in units if image_id not in done], count)
-        done = tail.ids() - known  # again: who has just finished has withdrawn its claims
-        finished = {unit for image_id, unit in units.items() if image_id in done}
-        return [units[image_id] for image_id in taken if image_id not in done], finished
-
-    return claim
-
-
-def _failure(images: Images, answer: executors.Answer) -> Row:
-    return Row(images.ids[answer.unit], int(images.y[answer.unit]), None, None, 0.0, error=answer.error)
-
-
-def _note(rows: list[Row], sigma: float) -> str:
-    """Running certified accuracy, e.g. "certified 0.970 at r=0, 0.810 at r=0.25"."""
-    curve = stats.certified_accuracy([row.correct for row in rows], [row.radius for row in rows], [0.0, sigma])
-    return f"certified {curve.accuracy[0]:.3f} at r=0, {curve.accuracy[1]:.3f} at r={sigma:g}"

@@ -38,7 +38,9 @@ MAY_IMPORT = {
     "examples": (LEAVES | {"norms", "record"}, {"numpy"}),
     "registry": (LEAVES, set()),
     "protocols": (LEAVES, {"yaml"}),
-    "config": (LEAVES | {"attacks", "norms", "protocols", "recipe"}, {"omegaconf", "yaml"}),
+    "config_keys": ({"recipe"}, set()),
+    "config_checks": (LEAVES | {"attacks", "config_keys", "norms"}, {"omegaconf"}),
+    "config": (LEAVES | {"config_checks", "config_keys", "norms", "protocols"}, {"omegaconf", "yaml"}),
     "places": (set(), {"yaml"}),
     "download": (LEAVES | {"progress"}, set()),
     "fetching": (LEAVES | {"download"}, {"filelock", "huggingface_hub"}),
@@ -144,13 +146,19 @@ MAY_IMPORT = {
         | {"robustness", "weights"},
         {"torch", "numpy", "omegaconf"},
     ),
-    "header": ({"api", "attack_job", "certifiers", "config", "cost", "data", "protocols", "record", "registry"}
-               | {"stats", "stopping", "weights"},
+    "header": ({"api", "attack_job", "certifiers", "config", "config_keys", "cost", "data", "protocols", "record"}
+               | {"registry", "stats", "stopping", "weights"},
                {"torch", "omegaconf"}),
+    "certify_job": (
+        LEAVES
+        | {"api", "certifiers", "config", "data", "execution", "executors", "header", "jobs", "leases", "listeners"}
+        | {"progress", "record", "stats"},
+        {"omegaconf"},
+    ),
     "runner": (
         LEAVES
-        | {"api", "attack_job", "audit_job", "build", "certifiers", "config", "data", "execution", "executors"}
-        | {"header", "jobs", "leases", "listeners", "needs", "norms"}
+        | {"api", "attack_job", "audit_job", "build", "certify_job", "config", "executors"}
+        | {"header", "jobs", "leases", "needs", "norms"}
         | {"progress", "record", "registry", "stats", "weights"},
         {"torch", "omegaconf"},
     ),
