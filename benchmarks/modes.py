@@ -11,6 +11,7 @@ or within the tolerance.
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,8 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--sigma", type=float, help="noise level of the logs")
     args = parser.parse_args()
-    for path in args.paths or record.find(RUNS):
+    given = [record.find([path]) if path.is_dir() else [path] for path in args.paths or map(Path, RUNS)]
+    for path in chain.from_iterable(given):
         if (path / "run.json").exists():
             compare("/".join(path.parts[-2:]), *shares_of_run(path))
         else:
