@@ -91,7 +91,7 @@ def run(
     limit : int, optional
         As in `options`, which by default asks for all.
     """
-    options = options or Options(limit)
+    options, out = options or Options(limit), Path(out) if out else None
     for cell in cells:  # mistakes in the last cell are found before the first one runs
         if cell.task == "attack":
             attack_job.check(cell)
@@ -123,7 +123,7 @@ def _at_once(cell: DictConfig) -> int:
     return _workers(cell) if cell.task == "attack" and cell.run.executor == "processes" else 1
 
 
-def _side_by_side(cells: list[dict], crew: _Crew, out: str | Path | None, options: Options, workers: int) -> list[Path]:
+def _side_by_side(cells: list[dict], crew: _Crew, out: Path | None, options: Options, workers: int) -> list[Path]:
     """Run attacks in worker processes; their folders in the order of the cells."""
     folders: dict[int, Path] = {}
     executor = crew.executor("processes", min(workers, len(cells)), None)
@@ -139,7 +139,7 @@ class _Attacks:
     """A `drbench.executors.Job` whose units are whole cells: its worker writes their run folders itself."""
 
     cells: list[dict]
-    out: str | Path | None
+    out: Path | None
     options: Options
 
     def open(self, resident: dict, worker: int, workers: int) -> executors.Work:
@@ -154,7 +154,7 @@ class _Attacks:
         return work
 
 
-def _run_jobs(cells: Sequence[DictConfig], out: str | Path | None, options: Options) -> None:
+def _run_jobs(cells: Sequence[DictConfig], out: Path | None, options: Options) -> None:
     """The same in an array of jobs; what they leave undone is done here afterwards."""
     from drbench.executors import slurm
 
@@ -167,7 +167,7 @@ def _run_jobs(cells: Sequence[DictConfig], out: str | Path | None, options: Opti
     )
 
 
-def _one_job(cells: Sequence[DictConfig], out: str | Path | None, options: Options, number: int) -> None:
+def _one_job(cells: Sequence[DictConfig], out: Path | None, options: Options, number: int) -> None:
     run(cells, out, options=options)
 
 
@@ -200,7 +200,7 @@ def identity_of(cell: DictConfig, checkpoints: Sequence[weights.Weights]) -> str
     return config.identity(cell, [found.sha256 for part in (checkpoints, *others) for found in part])
 
 
-def folder_of(cell: DictConfig, out: str | Path | None, identity: str) -> Path:
+def folder_of(cell: DictConfig, out: Path | None, identity: str) -> Path:
     """<out>/runs/<defense>[-<variant>]/[<kind>-]sigma<sigma>[_<sigma>...]-<8 digits of the identity>.
 
     Of attacks <out>/attacks/<defense>[-<variant>]/<norm>-<eps>-sigma<sigma>-<8 digits of the identity>.
@@ -211,7 +211,7 @@ def folder_of(cell: DictConfig, out: str | Path | None, identity: str) -> Path:
     if cell.task == "attack":
         parent, kind = "attacks", f"{cell.attack.norm}-{norms.number(cell.attack.eps):.4g}-"
     scales = "_".join(f"{sigma:g}" for sigma in config.levels(cell))
-    return Path(out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
+    return (out or Path("results") / cell.data.name) / parent / safe / f"{kind}sigma{scales}-{identity[:8]}"
 
 
 def _run_cell(
@@ -220,7 +220,7 @@ def _run_cell(
     options: Options,
     place: tuple[int, int] = (0, 1),
     *,
-    out: str | Path | None = None,
+    out: Path | None = None,
     folder: Path | None = None,
 ) -> Path:
     """Run a cell in this process, the first of `place` of the second that share the machine."""
@@ -285,10 +285,9 @@ def _certify(cell, folder, images, todo, defense, blank, crew, begun, options, d
     flips = certify_job.vote_flips(cell, defense, images, rows)
     session, _ = _begin(cell, folder, defense, blank, rows, executor.workers, flips)
     try:
-        again = {images.ids[unit] for unit in todo}
-        others = tuple(row.evidence for image_id, row in done.items() if image_id not in again)
         whole = cell.certify.tolerance is not None  # only then a worker has to know about other images
-        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others if whole else ())
+        others = tuple(row.evidence for row in done.values()) if whole else ()
+        job = Certification(OmegaConf.to_container(cell), rows, len(todo), others)
         known = begun.rows if begun else {}
         rows = certify_job.observe(cell, folder, images, todo, job, executor, known, options.max_errors)
     finally:

@@ -246,6 +246,8 @@ def test_a_classifier_of_all_classes_answers_among_some(tmp_path, capsys, counte
     whole = defense.base.logits(images.x, 0.0, draws)
     for scores in (defense.logits(images.x, 0.0, draws), defense.attack_logits(images.x, 0.0, draws)):
         assert torch.equal(scores, whole[:, [3, 20, 999]])
+    defense.base.gradient_rows = lambda sigma: 48
+    assert defense.gradient_rows(0.0) == 48
     with pytest.raises(DrbenchError, match=r"expected classes of 0..999, got 3..1000"):
         Restricted(defense.base, [3, 1000])
     with pytest.raises(DrbenchError, match=r"takes images .* of 50 classes"):
