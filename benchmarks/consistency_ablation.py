@@ -1,10 +1,10 @@
 """What the parts of consistency purification are worth on digits: `python -m benchmarks.consistency_ablation`.
 
 Each arm is certified on all 500 test images by Cohen's CERTIFY (alpha = 0.001), with the same noise and behind the same
-frozen classifier. In brackets: the difference to the base, by default one-shot denoising, paired by image, with its 95
-% interval: score (Tango 1998), for the average certified radius bootstrap. Arms without shipped weights are trained
-first, each from what the shipped rows start from and for as many steps. What was trained or certified once is kept in
-.drbench/consistency; test images play no part in any choice.
+frozen classifier. In brackets: the difference to the base, by default one-shot denoising, paired by image, with its
+95 % interval: by the score (Tango 1998), that of the average certified radius by the bootstrap. Arms without shipped
+weights are trained first, each from what the shipped rows start from and for as many steps. What was trained or
+certified once is kept in .drbench/consistency; test images play no part in any choice.
 """
 
 from __future__ import annotations
@@ -109,23 +109,24 @@ def outcomes(label: str, sigma: float, n0: int, n: int, images) -> pd.DataFrame:
     return pd.read_csv(kept)
 
 
-def cell(own: pd.Series, base: pd.Series | None) -> str:
-    """Certified accuracy in %, and its difference to the base with a paired interval."""
+def cell(own: pd.Series, base: pd.Series | None, radius: float) -> str:
+    """Certified accuracy in % of these reaches, and its difference to the base with a paired interval."""
+    own = own >= radius
     text = f"{100 * own.mean():.1f}"
     if base is None:
         return text
+    base = base >= radius
     only_own, only_base = int((own & ~base).sum()), int((base & ~own).sum())
     low, high = stats.paired_interval(only_own, only_base, len(own))
     return f"{text} ({100 * (only_own - only_base) / len(own):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
 
 
 def acr_cell(own: pd.Series, base: pd.Series | None) -> str:
-    """Average certified radius, and its difference to the base with a paired interval."""
-    own = own.clip(lower=0)
-    text = f"{own.mean():.3f}"
+    """Average certified radius of these reaches, and its difference to the base with a paired interval."""
+    text = f"{own.clip(lower=0).mean():.3f}"
     if base is None:
         return text
-    gaps = own - base.clip(lower=0)
+    gaps = own.clip(lower=0) - base.clip(lower=0)
     low, high = stats.bootstrap_mean(gaps)
     return f"{text} ({gaps.mean():+.4f} [{low:+.4f}, {high:+.4f}])"
 
@@ -139,11 +140,11 @@ def main(arms: list[str], base: str, sigmas: list[float], n0: int, n: int) -> No
         first = outcomes(base, sigma, n0, n, images)
         for label in (label for label in [base, *arms] if sigma in ARMS[label].sigmas):
             found, cells = outcomes(label, sigma, n0, n, images), []
+            against = None if label == base else first.reach
             for radius in RADII:
-                own = found.reach >= radius
                 beyond = radius > stats.ceiling_radius(n, ALPHA, sigma)
-                cells.append("–" if beyond else cell(own, None if label == base else first.reach >= radius))
-            cells.append(acr_cell(found.reach, None if label == base else first.reach))
+                cells.append("–" if beyond else cell(found.reach, against, radius))
+            cells.append(acr_cell(found.reach, against))
             calls, seconds = found.calls[0], found.seconds[0]
             print(f"| {sigma:g} | {label} | {' | '.join(cells)} | {calls} | {1000 * seconds:.0f} |", flush=True)
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -337,3 +338,18 @@ def test_teacher_of_another_project_has_the_scalings_of_a_denoiser():
     raw = defense.denoiser.network(z / (0.25 + 1) ** 0.5, torch.zeros(2), labels)
     expected = 0.25 / 1.25 * z + 0.5 / 1.25**0.5 * raw
     assert torch.allclose(teacher(z, 1.0, labels), expected, atol=1e-5)
+
+
+def test_cells_of_the_ablation():
+    """Four of 100 images lost, 20 shortened by 0.1; a wrong class (-1) has no radius."""
+    from benchmarks.consistency_ablation import acr_cell, cell
+
+    base = pd.Series([0.5] * 80 + [-1.0] * 20)
+    own = base.copy()
+    own[:4], own[4:24] = -1.0, 0.4
+    assert (cell(base, None, 0.0), acr_cell(base, None)) == ("80.0", "0.400")
+    assert cell(own, base, 0.0).startswith("76.0 (-4.0 [") and cell(own, base, 0.5).startswith("56.0 (-24.0 [")
+    own_acr, gap, low, high = (float(word.strip("()[],")) for word in acr_cell(own, base).split())
+    assert (own_acr, gap) == (0.36, -0.04)
+    spread = 1.96 * (own.clip(lower=0) - base.clip(lower=0)).std() / 10
+    assert (low, high) == pytest.approx((gap - spread, gap + spread), abs=0.1 * spread)
