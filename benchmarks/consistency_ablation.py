@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from drbench import certify, config, fitting, load_data, load_defense, stats, weights
+from drbench import certify, config, load_data, load_defense, stats, weights
+from drbench.jobs import fitting
 
 RADII, ALPHA = (0.0, 0.25, 0.5, 0.75), 0.001
 KEPT = Path(".drbench/consistency")

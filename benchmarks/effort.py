@@ -15,8 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from drbench import config, data, datasets, effort, first_calls, needs, places, registry, reproduce
+from drbench import config, data, registry
 from drbench.api import Defense
+from drbench.files import datasets, places
+from drbench.jobs import needs
+from drbench.papers import reproduce
+from drbench.planning import effort, first_calls
 
 HEAD = (
     "# GFLOP of one noisy draw, by data set, defense, variant and noise level. Written by python -m benchmarks.effort\n"

@@ -25,12 +25,13 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.resnets import SHARED
-from drbench import build, config, executors, weights
+from drbench import config, executors, weights
 from drbench.api import Defense, Draws
 from drbench.certifiers.batch_size import find_batch_rows
 from drbench.data import Images
 from drbench.executors.units import Units
-from drbench.jobs import Certification, prepare
+from drbench.jobs import build
+from drbench.jobs.worker import Certification, prepare
 
 SIGMA, N0, ROUNDS = 0.5, 100, 5
 BATCHES = (100, 400, 1000, 4000)

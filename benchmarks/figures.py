@@ -15,20 +15,13 @@ from pathlib import Path
 
 import pandas
 
-from drbench import (
-    claim_tables,
-    halting,
-    head_to_head_tables,
-    pareto,
-    record,
-    robust_tables,
-    summary,
-    tables,
-)
+from drbench.comparisons import claim_tables, head_to_head_tables
 from drbench.errors import DrbenchError
-from drbench.record import Run
+from drbench.records import record
+from drbench.records.record import Run
 from drbench.report import render
 from drbench.report.book import Book
+from drbench.tables import certified_tables, halting, pareto, robust_tables, summary
 
 FULL, REPORT = Path("results/digits/full"), Path("results/report.html")
 FEW = "diffusion_classifier"  # affords few images: a figure of its own
@@ -47,9 +40,13 @@ def pages(runs: Sequence[Run]) -> list[Path]:
 
 def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
     """A figure. Only what draws waits for matplotlib, half a second: reading, claims and report need none."""
-    from drbench import pareto_plot, plots, robust_plots
+    from drbench.plots import certified_plots, pareto_plot, robust_plots
 
-    how = {"cost": pareto_plot.cost_curves, "radius": plots.radius_curves, "robust": robust_plots.robust_curves}
+    how = {
+        "cost": pareto_plot.cost_curves,
+        "radius": certified_plots.radius_curves,
+        "robust": robust_plots.robust_curves,
+    }
     return how[kind](runs, FULL / name)
 
 
@@ -65,7 +62,10 @@ def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
         (most, lambda: draw("radius", most, "certified")),
         (attacked, lambda: draw("robust", attacked, "robust")),
         (few, lambda: draw("radius", few, "certified-few")),
-        (certified, lambda: tables.write(summary.frame(certified), FULL / "certified", halting.frame(certified))),
+        (
+            certified,
+            lambda: certified_tables.write(summary.frame(certified), FULL / "certified", halting.frame(certified)),
+        ),
         (most, lambda: pareto.write(pareto.frame(most, pareto.RADII), FULL / "cost")),
         (attacked, lambda: robust_tables.write(robust_tables.frame(attacked), FULL / "robust")),
     ]

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drbench import build, config, draws, stats, weights
+from drbench import config, draws, stats, weights
+from drbench.jobs import build
 from drbench.recipe import Recipe
 from methods.consistency.features import Encoder, fit_encoder
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from drbench import certify, config, fitting, load_data, load_defense, stats, weights
+from drbench import certify, config, load_data, load_defense, stats, weights
+from drbench.jobs import fitting
 
 SEEDS, RADII, ALPHA, RESAMPLES = (0, 1, 2), (0.0, 0.25, 0.5, 0.75), 0.001, 10_000
 KEPT = Path(".drbench/rcm")

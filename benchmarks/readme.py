@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 from pandas import DataFrame
 
-from drbench import claim_tables
+from drbench.comparisons import claim_tables
 from drbench.errors import DrbenchError
-from drbench.tables import MD
+from drbench.tables.certified_tables import MD
 
 ROOT = Path(__file__).parents[1]
 RADII = (0.0, 0.25, 0.5, 0.75)

@@ -4,7 +4,7 @@ import sys
 
 import pandas as pd
 
-from drbench.robust_tables import NORMS
+from drbench.tables.robust_tables import NORMS
 
 JOBS = ("full", "standard")
 HEAD = "| variant | threat | images | clean | average | majority | worst of 10 | strongest | gradients per image |"

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from drbench import config, executors, record, weights
+from drbench import config, executors, weights
 from drbench.executors import Answer
 from drbench.executors.units import Units
-from drbench.jobs import Certification
+from drbench.jobs.worker import Certification
+from drbench.records import record
 
 CONFIG = weights.home() / "benchmarks" / "digits" / "denoised-one_shot.yaml"
 IMAGES, N, BATCH, ROUNDS = 40, 2000, 512, 3
@@ -81,7 +82,7 @@ def overhead() -> None:
 READ = """
 import sys, time
 from pathlib import Path
-from drbench import record
+from drbench.records import record
 start = time.perf_counter()
 run, done = record.read(sys.argv[1]), record.Tail(Path(sys.argv[1])).ids()
 left = sum(image_id not in done for image_id in run.wanted)

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from drbench import build, noises, norms, stats, stopping, weights
+from drbench import noises, norms, stats, stopping, weights
 from drbench.api import Defense, DrbenchError
 from drbench.attacks import presets
 from drbench.attacks.evaluate import Decision
@@ -25,6 +25,7 @@ from drbench.certifiers.batch_size import find_batch_rows
 from drbench.certifiers.batching import workers
 from drbench.certifiers.noise import sampling
 from drbench.data import Images
+from drbench.jobs import build
 from drbench.progress import Progress
 from drbench.robustness import Robustness, robustness
 

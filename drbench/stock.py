@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drbench import data_files, datasets, fetching, foreign
+from drbench.checkpoints import formats
 from drbench.errors import DrbenchError
-from drbench.fetching import Item
+from drbench.files import data_files, datasets, fetching, foreign
+from drbench.files.fetching import Item
 
 
 def weights(
@@ -65,7 +66,7 @@ def _some(names: Sequence[str], what: str) -> Sequence[str]:
 
 def _converted(name: str) -> Iterator[str]:
     if "format" in foreign.entry(name):
-        yield str(foreign.convert(name))
+        yield str(formats.convert_listed(name))
     else:
         yield f"{name}: no defense of this version reads this file: it was not converted"
 

@@ -43,14 +43,14 @@ def do_show(args) -> None:
 
 
 def do_plan(args) -> None:
-    from drbench import planning
+    from drbench.planning import plan
 
-    print(planning.render(planning.measure(_cells(args.items))))
+    print(plan.render(plan.measure(_cells(args.items))))
 
 
 def do_train(args) -> None:
-    from drbench import fitting
     from drbench.errors import DrbenchError
+    from drbench.jobs import fitting
 
     # A sweep over noise levels is about the runs that come later: one training serves them all.
     cells = {str((cell.defense, cell.data.name, cell.train, cell.run.seed)): cell for cell in _cells(args.items)}
@@ -64,7 +64,7 @@ def do_train(args) -> None:
 
 
 def do_run(args) -> int:
-    from drbench import audit_job, runner
+    from drbench.jobs import audit_job, runner
 
     folders = runner.run(_cells(args.items), args.out, options=_options(args))
     flags = audit_job.flags(folders)
@@ -74,7 +74,8 @@ def do_run(args) -> int:
 
 
 def do_resume(args) -> None:
-    from drbench import record, runner
+    from drbench.jobs import runner
+    from drbench.records import record
 
     for folder in record.find(args.paths):
         runner.resume(folder, _options(args))
@@ -90,8 +91,8 @@ def do_status(args) -> None:
 
 
 def do_verify(args) -> int:
-    from drbench import record, verify
     from drbench.errors import DrbenchError
+    from drbench.records import record, verify
 
     failed = 0
     for folder in record.find(args.paths):
@@ -116,14 +117,16 @@ def do_verify(args) -> int:
 def _asked_again(args, folder: Path) -> list[str]:
     if not args.rerun:
         return []
-    from drbench import runner
+    from drbench.jobs import runner
 
     return runner.rerun(folder)
 
 
 def do_table(args) -> None:
-    from drbench import compare, halting, pareto, record, robust_tables, summary, tables
+    from drbench.comparisons import compare
     from drbench.errors import DrbenchError
+    from drbench.records import record
+    from drbench.tables import certified_tables, halting, pareto, robust_tables, summary
 
     if args.paper:
         _table_of_paper(args)
@@ -139,7 +142,7 @@ def do_table(args) -> None:
             print(*compare.write(differences, args.out))
         return
     if args.head_to_head:
-        from drbench import head_to_head, head_to_head_tables
+        from drbench.comparisons import head_to_head, head_to_head_tables
 
         page = head_to_head.frame([record.read(folder) for folder in record.find(args.paths)])
         print(*(head_to_head_tables.write(page, args.out) if args.out else [head_to_head_tables.render_markdown(page)]))
@@ -155,14 +158,16 @@ def do_table(args) -> None:
         return
     frame, cascades = summary.frame(runs, args.radii, args.norm), halting.frame(runs)
     if args.out is None:
-        print(tables.render_markdown(frame, cascades))
+        print(certified_tables.render_markdown(frame, cascades))
     else:
-        tables.write(frame, args.out, cascades)
+        certified_tables.write(frame, args.out, cascades)
         print(f"{args.out}.md {args.out}.csv {args.out}.tex")
 
 
 def _table_of_paper(args) -> None:
-    from drbench import published, record, weights
+    from drbench import weights
+    from drbench.papers import published
+    from drbench.records import record
 
     folder = weights.home() / "benchmarks" / "published"
     if args.paper == "list":
@@ -177,14 +182,15 @@ def _table_of_paper(args) -> None:
 
 
 def do_claims(args) -> None:
-    from drbench import claim_tables, claims, record
+    from drbench.comparisons import claim_tables, claims
+    from drbench.records import record
 
     table = claims.judge([record.read(folder) for folder in record.find(args.paths)], args.claims)
     print(*(claim_tables.write(table, args.out) if args.out else [claim_tables.render_markdown(table)]))
 
 
 def do_plot(args) -> None:
-    from drbench import pareto_plot, plots, robust_plots, share_plot
+    from drbench.plots import certified_plots, pareto_plot, robust_plots, share_plot
 
     runs, task = _runs_of_one_task(args.paths)
     if task == "attack":
@@ -194,14 +200,14 @@ def do_plot(args) -> None:
     elif args.shares:
         written = share_plot.share_curves(runs, args.out)
     else:
-        written = plots.radius_curves(runs, args.out, args.norm)
+        written = certified_plots.radius_curves(runs, args.out, args.norm)
     print(*written)
 
 
 def do_report(args) -> None:
     import gc
 
-    from drbench import record
+    from drbench.records import record
     from drbench.report import render
 
     gc.disable()  # hardly anything made here can be freed before the page is written: a tenth of the time
@@ -209,17 +215,18 @@ def do_report(args) -> None:
 
 
 def do_gallery(args) -> None:
-    from drbench import gallery_draw, gallery_gather, record
+    from drbench.gallery import drawing, gathering
+    from drbench.records import record
 
     folders = dict.fromkeys(folder for path in args.paths for folder in record.find([path]))  # in the order of columns
     runs = [record.read(folder) for folder in folders]
-    print(*gallery_draw.draw(gallery_gather.gather(runs, args.images, args.first), args.out))
+    print(*drawing.draw(gathering.gather(runs, args.images, args.first), args.out))
 
 
 def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:
     """The runs at or below these paths: all certify, or all attack."""
-    from drbench import record
     from drbench.errors import DrbenchError
+    from drbench.records import record
 
     runs = [record.read(folder) for folder in record.find(paths)]
     tasks = sorted({run.task for run in runs})
@@ -232,7 +239,7 @@ def _runs_of_one_task(paths: list[str]) -> tuple[list, str]:
 
 
 def do_import(args) -> None:
-    from drbench import logs
+    from drbench.records import logs
 
     known = logs.Settings.__dataclass_fields__
     settings = logs.Settings(**{name: value for name, value in vars(args).items() if name in known})
@@ -244,20 +251,20 @@ def do_import(args) -> None:
 
 
 def do_compact(args) -> None:
-    from drbench import compact, record
+    from drbench.records import compact, record
 
     for folder in record.find(args.paths):
         print(compact.write(record.read(folder)))
 
 
 def do_export(args) -> None:
-    from drbench import logs, record
+    from drbench.records import logs, record
 
     print(logs.cohen_tsv(record.read(args.run), args.compat), end="")
 
 
 def do_reproduce(args) -> None:
-    from drbench import reproduce
+    from drbench.papers import reproduce
 
     key, *overrides = sorted(args.items, key=lambda item: "=" in item)
     if key == "list":
@@ -295,6 +302,6 @@ def do_check(args) -> int:
 
 
 def _options(args):
-    from drbench.runner import Options
+    from drbench.jobs.runner import Options
 
     return Options(getattr(args, "limit", None), args.shard, args.max_errors, args.retry_errors)

@@ -1,8 +1,8 @@
 """Weights on disk: the manifest, hashes before parsing, safetensors only.
 
-A checkpoint is named in benchmarks/checkpoints.yaml (shipped) or foreign.yaml (see `drbench.foreign`), or given as a
-path. "NAME as PART" gives its tensors to another part of the defense than the one that they name: it may have two
-networks of one kind. The module needs torch only to read tensors.
+A checkpoint is named in benchmarks/checkpoints.yaml (shipped) or foreign.yaml (`files.foreign`), or given as a path.
+"NAME as PART" gives its tensors to another part of the defense than the one that they name: it may have two networks of
+one kind. The module needs torch only to read tensors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import yaml
 
-from drbench import fetching, foreign, places
 from drbench.errors import DrbenchError, did_you_mean
-from drbench.places import home
+from drbench.files import fetching, foreign, places
+from drbench.files.places import home
 
 SUFFIX = ".safetensors"
 RAW = (".bin", ".ckpt", ".msgpack", ".npz", ".pkl", ".pt", ".pth", ".th")  # as other projects write weights

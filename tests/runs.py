@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from drbench import record, stats
+from drbench import stats
 from drbench.evidence import Answers, Attacked, Evidence, Stage, Tried
+from drbench.records import record
 
 
 def make_run(

@@ -2,8 +2,9 @@
 
 import pytest
 
-from drbench import record, runner, verify
 from drbench.attacks import suite, views
+from drbench.jobs import runner
+from drbench.records import record, verify
 
 SETTINGS = {"steps": 2, "votes": 2, "width": 32, "depth": 1, "heads": 2}
 

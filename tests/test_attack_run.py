@@ -12,10 +12,14 @@ import pandas as pd
 import pytest
 
 import drbench
-from drbench import attack_job, config, examples, record, robust_plots, robust_tables, runner, verify
+from drbench import config
 from drbench.attacks import suite
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from drbench.jobs import attack_job, runner
+from drbench.plots import robust_plots
+from drbench.records import examples, record, verify
+from drbench.tables import robust_tables
 from tests.test_many_workers import children
 from tests.test_run import ROOT, _killed_runs
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from drbench import catalogue, config, effort, needs, published, registry, reproduce, runner, weights
+from drbench import catalogue, config, registry, weights
 from drbench.cli import EXAMPLES, main
 from drbench.errors import DrbenchError
+from drbench.jobs import needs, runner
+from drbench.papers import published, reproduce
+from drbench.planning import effort
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for folder in ("cifar10", "imagenet")

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from drbench import data, fitting, record, verify, weights
+from drbench import data, weights
 from drbench.cli import main
+from drbench.jobs import fitting
+from drbench.records import record, verify
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "cifar10-jpeg"

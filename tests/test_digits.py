@@ -13,24 +13,11 @@ import torch
 
 import drbench
 from benchmarks import readme, robust_rows
-from drbench import (
-    audit_job,
-    claim_tables,
-    claims,
-    config,
-    halting,
-    head_to_head,
-    head_to_head_tables,
-    record,
-    robust_tables,
-    runner,
-    stats,
-    summary,
-    tables,
-    thinning,
-    verify,
-    weights,
-)  # fmt: skip
+from drbench import config, stats, weights
+from drbench.comparisons import claim_tables, claims, head_to_head, head_to_head_tables, thinning
+from drbench.jobs import audit_job, runner
+from drbench.records import record, verify
+from drbench.tables import certified_tables, halting, robust_tables, summary  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
@@ -184,7 +171,7 @@ def runs():
 
 def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path, runs):
     certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
-    for path in tables.write(summary.frame(certified), tmp_path / "certified", halting.frame(certified)):
+    for path in certified_tables.write(summary.frame(certified), tmp_path / "certified", halting.frame(certified)):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
     for path in robust_tables.write(robust_tables.frame(attacked), tmp_path / "robust"):
         assert path.read_text() == (FULL / path.name).read_text(), path.name

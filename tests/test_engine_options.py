@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 import drbench
-from drbench import config, planning, record, runner, summary, tables, verify
+from drbench import config
 from drbench.attacks import audit
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from drbench.jobs import runner
+from drbench.planning import plan
+from drbench.records import record, verify
+from drbench.tables import certified_tables, summary
 
 ROOT = Path(__file__).parents[1]
 UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
@@ -90,7 +94,7 @@ def test_marks_and_norms_in_tables(runs):
     marks = dict(zip(table.run, table.marks, strict=True))
     for name in ("label", "randomized", "rounded", "tolerance"):
         assert name in marks["/".join(runs[name].folder.parts[-2:])]
-    text = tables.render_markdown(table)
+    text = certified_tables.render_markdown(table)
     assert "undefended, uniform noise" in text and "undefended, gaussian, sound noise" in text
     assert "l1 radii in pixel units" in text and "Not the same noise in all rows" in text
 
@@ -99,7 +103,7 @@ def test_linf_is_l2_over_the_root_of_the_dimension(runs):
     l2, linf = (summary.frame([runs["plain"]], radii, norm) for radii, norm in (([0.25], "l2"), ([0.25 / 8], "linf")))
     assert l2.certified_accuracy.tolist() == linf.certified_accuracy.tolist()
     assert linf.ceiling[0] == pytest.approx(l2.ceiling[0] / 8) and linf.acr[0] == pytest.approx(l2.acr[0] / 8)
-    assert tables.radius_text(2 / 255) == "2/255" and tables.radius_text(0.125) == "0.125"
+    assert certified_tables.radius_text(2 / 255) == "2/255" and certified_tables.radius_text(0.125) == "0.125"
 
 
 def test_l1_radii_are_not_exported_as_l2(runs, capsys):
@@ -184,10 +188,10 @@ def test_a_plan_of_what_is_too_slow_is_made_of_single_calls(file, rows, monkeypa
     (cell, *_) = config.load(ROOT / "benchmarks" / "digits" / f"{file}.yaml", ["data.subset=first5"])
     costs = []
     for patience in (0.0, 100.0):
-        monkeypatch.setattr(planning, "PATIENCE", patience)
-        costs += planning.measure([cell])
+        monkeypatch.setattr(plan, "PATIENCE", patience)
+        costs += plan.measure([cell])
     slow, whole = costs
-    assert slow.slow and not whole.slow and "too slow here for a trial run" in planning.render([slow])
+    assert slow.slow and not whole.slow and "too slow here for a trial run" in plan.render([slow])
     assert (slow.rows, slow.evaluations) == pytest.approx((whole.rows, whole.evaluations), rel=rows)
     assert (slow.name, slow.images, slow.disk) == (whole.name, whole.images, whole.disk) and slow.seconds > 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binom
 
-from drbench import build, config, norms, record, stats, weights
+from drbench import config, norms, stats, weights
 from drbench.attacks.evaluate import Decision, evaluate
 from drbench.attacks.lockstep import Lockstep
 from drbench.attacks.oracle import Keys
@@ -22,6 +22,8 @@ from drbench.attacks.problem import Problem
 from drbench.attacks.smoothadv import smoothadv
 from drbench.attacks.threat import threat
 from drbench.attacks.views import Direct
+from drbench.jobs import build
+from drbench.records import record
 
 ROOT = Path(__file__).parents[1]
 # Lipschitz radii of estimated logits are no certificates.

@@ -10,23 +10,14 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from drbench import (
-    build,
-    config,
-    examples,
-    gallery,
-    gallery_draw,
-    gallery_gather,
-    gallery_words,
-    jobs,
-    record,
-    runner,
-    stats,
-)
+from drbench import config, stats
 from drbench.certifiers import kinds
 from drbench.cli import main
 from drbench.errors import DrbenchError
-from drbench.gallery import Gallery, Grid, Tile
+from drbench.gallery import contents, drawing, gathering, words
+from drbench.gallery.contents import Gallery, Grid, Tile
+from drbench.jobs import build, runner, worker
+from drbench.records import examples, record
 from tests.runs import make_run
 from tests.test_run import ROOT
 
@@ -74,7 +65,7 @@ def rows_that_were_asked(run):
     """Every noisy row, and its logits' argmax, that reaches the defense while the engine of this run works."""
     (cell,) = config.load(run.folder / "config.yaml")
     images = build.images(cell)
-    defense, seen = jobs.prepare(cell, images, {}), {}
+    defense, seen = worker.prepare(cell, images, {}), {}
     inner = defense.logits
 
     def logits(z, sigma, draws):
@@ -95,7 +86,7 @@ def tiles(grid):
 @pytest.mark.parametrize("number", [0, 2])
 def test_the_noise_that_is_shown_was_voted_on_bit_by_bit(runs, number):
     run = runs[number]
-    (grid,) = gallery_gather.gather([run]).grids
+    (grid,) = gathering.gather([run]).grids
     asked = rows_that_were_asked(run)
     shown = [(row[1], row[2]) for row in grid.rows if row[1].pixels is not None]
     assert len(shown) >= 3
@@ -107,28 +98,28 @@ def test_the_noise_that_is_shown_was_voted_on_bit_by_bit(runs, number):
 def test_the_noise_of_other_samplers_was_voted_on_too(tmp_path):
     for override in ("certify.sampler=sound", "certify.noise=uniform", "certify.mode=curtailed"):
         run = certify(tmp_path, "undefended", "certify.sigma=0.25", override)
-        (grid,) = gallery_gather.gather([run], first=1).grids
+        (grid,) = gathering.gather([run], first=1).grids
         assert (0.25, grid.rows[0][1].pixels.tobytes()) in rows_that_were_asked(run)
 
 
 def test_what_purifiers_make_of_it(runs):
-    grid = gallery_gather.gather(runs[:2], first=2).grids[0]
+    grid = gathering.gather(runs[:2], first=2).grids[0]
     assert grid.titles == ("clean", "with noise", "denoised (one_shot)", "undefended") and len(grid.rows) == 2
     run = runs[0]
-    opened = gallery_gather.open_run(run, run.wanted[:2])
+    opened = gathering.open_run(run, run.wanted[:2])
     for row, clean in zip(grid.rows, opened.x, strict=True):
         assert np.array_equal(row[0].pixels, clean.numpy())
         z = torch.from_numpy(row[1].pixels)[None]
         with torch.no_grad():
             expected = opened.defense.purify(z, 0.5, None)[0].numpy()
         assert np.allclose(row[2].pixels, expected, atol=1e-5) and expected.min() >= 0
-        assert gallery_words.PLAIN in row[3].lines and np.array_equal(row[3].pixels, row[1].pixels)
+        assert words.PLAIN in row[3].lines and np.array_equal(row[3].pixels, row[1].pixels)
 
 
 def test_verdicts_are_those_of_the_record(runs):
     for run in runs[:2]:
         for row in run.ordered():
-            lines, verdict = gallery_words.votes(run, row.id, 0.5)
+            lines, verdict = words.votes(run, row.id, 0.5)
             certificate = stats.decide_as(run.header["engine"], row.evidence)
             expected = "abstains" if certificate.prediction == -1 else "right" if row.correct else "wrong"
             top = stats.top_class(row.evidence.stages[0].select)
@@ -136,9 +127,9 @@ def test_verdicts_are_those_of_the_record(runs):
             assert (f"r = {certificate.radius:.2f}" in lines) == (expected != "abstains")
     cascade = runs[2]
     for row in cascade.ordered():
-        stops = [gallery_words.votes(cascade, row.id, stage.sigma) for stage in row.evidence.stages]
+        stops = [words.votes(cascade, row.id, stage.sigma) for stage in row.evidence.stages]
         assert all(lines[1] == "goes on" and not verdict for lines, verdict in stops[:-1]) and stops[-1][1]
-    grid = gallery_gather.gather([cascade]).grids[0]
+    grid = gathering.gather([cascade]).grids[0]
     assert len(grid.rows) == 9 and [row[1].lines[0] for row in grid.rows[:3]] == ["σ = 1", "σ = 0.5", "σ = 0.25"]
     stages = sum(len(row.evidence.stages) for row in cascade.ordered())
     assert sum(row[2].pixels is not None for row in grid.rows) == stages
@@ -147,15 +138,15 @@ def test_verdicts_are_those_of_the_record(runs):
 
 def test_shares_are_rounded_but_never_to_certainty(tmp_path):
     run = make_run(tmp_path / "run", [1000, 999, 400, 500, None], defense="rcm")
-    words = [gallery_words.votes(run, name, 0.5) for name in range(4)]
-    assert [lines[0] for lines, _ in words] == ["1: 100 %", "1: > 99 %", "0: 60 %", "0: 50 %"]
-    assert [verdict for _, verdict in words] == ["right", "right", "wrong", "abstains"]
+    found = [words.votes(run, name, 0.5) for name in range(4)]
+    assert [lines[0] for lines, _ in found] == ["1: 100 %", "1: > 99 %", "0: 60 %", "0: 50 %"]
+    assert [verdict for _, verdict in found] == ["right", "right", "wrong", "abstains"]
     with pytest.raises(DrbenchError, match="image 4 failed: logits are not finite; leave it out"):
-        gallery_words.votes(run, 4, 0.5)
+        words.votes(run, 4, 0.5)
 
 
 def test_adversarial_examples_are_the_stored_ones(attacks):
-    shown = gallery_gather.gather(attacks)
+    shown = gathering.gather(attacks)
     clean, grid = shown.grids
     linf, spatial, _ = attacks
     stored = {run.folder: examples.read(run.folder) for run in attacks}
@@ -174,7 +165,7 @@ def test_adversarial_examples_are_the_stored_ones(attacks):
         assert adversarial.verdict == ("right" if seen.votes.get(label, 0) > others else "wrong")
         bent, _, plain = grid.rows[1][3 * place : 3 * place + 3]  # a flow is stored, the moved image is shown
         assert bent.pixels.shape == (1, 8, 8) and stored[spatial.folder][name][2].shape == (8, 8, 2)
-        assert plain.lines == (gallery_words.PLAIN,) and np.array_equal(plain.pixels, bent.pixels)
+        assert plain.lines == (words.PLAIN,) and np.array_equal(plain.pixels, bent.pixels)
         assert str(spatial.rows[name].evidence.adversarial.first) in bent.lines[0]
         assert grid.rows[2][3 * place + 2] == Tile(None, ("several noise levels",))
     assert grid.heads[1].split("\n") == ["undefended", "StAdv ≤ 0.4 pixels"] and "cascade" in grid.heads[2]
@@ -196,22 +187,22 @@ def test_files_from_the_command_line_are_the_same_every_time(runs, attacks, tmp_
 
 
 def test_images_are_those_that_all_runs_have(runs):
-    assert gallery.choose(runs, None, None) == runs[0].wanted and len(runs[0].wanted) == 3
-    assert gallery.choose(runs, None, 2) == runs[0].wanted[:2]
-    assert gallery.choose(runs, ["615", "615"], None) == [615]
+    assert contents.choose(runs, None, None) == runs[0].wanted and len(runs[0].wanted) == 3
+    assert contents.choose(runs, None, 2) == runs[0].wanted[:2]
+    assert contents.choose(runs, ["615", "615"], None) == [615]
     with pytest.raises(DrbenchError, match=r"no recorded image with id 77; it has 1793, 615, 1081, \.\.\. \(3 images"):
-        gallery.choose(runs, ["77"], None)
+        contents.choose(runs, ["77"], None)
 
 
 def test_runs_that_do_not_go_together(runs, tmp_path):
     other = make_run(tmp_path / "a", [900], dataset="cifar10")
     with pytest.raises(DrbenchError, match="same data, got cifar10 test and digits test"):
-        gallery.choose([runs[0], other], None, None)
+        contents.choose([runs[0], other], None, None)
     failed = make_run(tmp_path / "c", [None, 900])
-    assert gallery.choose([failed], None, None) == [1] and gallery.choose([failed], ["0"], None) == [0]
+    assert contents.choose([failed], None, None) == [1] and contents.choose([failed], ["0"], None) == [0]
     apart = make_run(tmp_path / "b", [900])
     with pytest.raises(DrbenchError, match="no recorded image in common"):
-        gallery.choose([runs[0], apart], None, None)
+        contents.choose([runs[0], apart], None, None)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +221,7 @@ def test_damaged_runs(attacks, tmp_path, break_it, message):
     shutil.copytree(attacks[0].folder, folder)
     break_it(folder)
     with pytest.raises(DrbenchError, match=message):
-        gallery_gather.gather([record.read(folder)])
+        gathering.gather([record.read(folder)])
 
 
 def _flip(path):
@@ -264,7 +255,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("largest, factor", [(0.125, 4), (0.0, 1), (1.0, 0.5), (0.0312, 10), (8 / 255, 10), (0.5, 1)])
 def test_magnification_fills_the_range_and_never_leaves_it(largest, factor):
-    assert gallery_gather.magnification(float(np.float32(largest))) == factor
+    assert gathering.magnification(float(np.float32(largest))) == factor
     assert factor * largest <= 0.5 + 1e-6
 
 
@@ -273,7 +264,7 @@ def test_magnification_fills_the_range_and_never_leaves_it(largest, factor):
 
 def wide(shape, verdict="right"):
     rng = np.random.default_rng(0)
-    lines = ("8: 62 of 1000", "(0: 300)", "halts, r = 12.34", gallery_words.PLAIN)
+    lines = ("8: 62 of 1000", "(0: 300)", "halts, r = 12.34", words.PLAIN)
     tile = Tile(rng.normal(0.5, 0.5, shape).astype(np.float32), lines, verdict)
     titles = ("clean", "with noise\ngaussian, sound, seed 123456", "diffusion_classifier (RDC, multi-head, BPDA)",
               "adversarial_training (l2)")  # fmt: skip
@@ -286,7 +277,7 @@ def wide(shape, verdict="right"):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (1, 28, 40)])
 def test_no_text_or_picture_lies_on_another(shape):
-    figure = gallery_draw._figure(wide(shape))
+    figure = drawing._figure(wide(shape))
     render = FigureCanvasAgg(figure).get_renderer()
     texts = [text.get_window_extent(render) for text in figure.texts if text.get_text()]
     boxes = texts + [axes.get_window_extent(render) for axes in figure.axes]
@@ -299,24 +290,24 @@ def test_no_text_or_picture_lies_on_another(shape):
 
 
 def test_small_pictures_keep_their_pixels_and_verdicts_need_no_colour():
-    figure = gallery_draw._figure(wide((3, 8, 8), "wrong"))
+    figure = drawing._figure(wide((3, 8, 8), "wrong"))
     image = figure.axes[0].images[0]
     assert image.get_interpolation() == "nearest" and image.get_array().shape == (8, 8, 3)
     assert image.get_array().min() >= 0 and image.get_array().max() <= 1
-    assert gallery_draw._figure(wide((1, 224, 224))).axes[0].images[0].get_interpolation() == "auto"
+    assert drawing._figure(wide((1, 224, 224))).axes[0].images[0].get_interpolation() == "auto"
     assert "✗ 8: 62 of 1000" in [text.get_text() for text in figure.texts]
-    assert len({gallery.MARKS[key] for key in ("right", "wrong", "abstains")}) == 3
-    assert len({str(dash) for _, dash in gallery_draw.FRAMES.values()}) == 3
+    assert len({contents.MARKS[key] for key in ("right", "wrong", "abstains")}) == 3
+    assert len({str(dash) for _, dash in drawing.FRAMES.values()}) == 3
 
 
 def test_drawing_loads_no_torch(tmp_path):
     program = """
 import sys
 import numpy as np
-from drbench import gallery, gallery_draw, gallery_words
-tile = gallery.Tile(np.zeros((1, 8, 8), np.float32), ("0",), "right")
-made = gallery.Gallery((gallery.Grid(("clean",), (), ((tile,),)),), "note", {"alt": "a"})
-gallery_draw.draw(made, sys.argv[1])
+from drbench.gallery import contents, drawing
+tile = contents.Tile(np.zeros((1, 8, 8), np.float32), ("0",), "right")
+made = contents.Gallery((contents.Grid(("clean",), (), ((tile,),)),), "note", {"alt": "a"})
+drawing.draw(made, sys.argv[1])
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "g")], capture_output=True, text=True)

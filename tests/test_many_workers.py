@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from drbench import config, record, registry, runner, verify
+from drbench import config, registry
 from drbench.cli import main
 from drbench.draws import block_key
 from drbench.errors import DrbenchError
+from drbench.jobs import runner
+from drbench.records import record, verify
 
 ROOT = Path(__file__).parents[1]
 UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
@@ -229,7 +231,7 @@ def test_a_failing_disk_keeps_what_was_acknowledged(calm, tmp_path, monkeypatch,
             raise OSError(5, error)
         return write(file, data)
 
-    monkeypatch.setattr("drbench.record.os.write", fails)
+    monkeypatch.setattr("drbench.records.record.os.write", fails)
     assert main(["run", str(UNDEFENDED), *SMALL, "--out", str(tmp_path)]) == 2
     assert error in capsys.readouterr().err
     monkeypatch.undo()

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 import drbench
-from drbench import config, record, runner, summary, tables, verify
+from drbench import config
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from drbench.jobs import runner
+from drbench.records import record, verify
+from drbench.tables import certified_tables, summary
 
 ROOT = Path(__file__).parents[1]
 UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
@@ -53,7 +56,7 @@ def test_runs_verify_and_a_changed_number_of_draws_is_found(runs):
 
 
 def test_tables_mark_them(runs):
-    text = tables.render_markdown(summary.frame(list(runs.values())))
+    text = certified_tables.render_markdown(summary.frame(list(runs.values())))
     for sign in "°⋄△":
         assert re.search(rf"undefended\S*{sign} \| ≤ 2,000, mean [\d,]+ \|", text)
     assert "curtailed: draws stop" in text and re.search(r"undefended\S* \| 2,000 \|", text)

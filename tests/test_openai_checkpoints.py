@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 
-from drbench import record, verify, weights
+from drbench import weights
 from drbench.checkpoints import formats
 from drbench.cli import main
 from drbench.data import load
+from drbench.records import record, verify
 from methods.undefended.defense import Undefended
 
 SHARED = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data"

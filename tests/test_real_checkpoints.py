@@ -13,9 +13,10 @@ import yaml
 
 import drbench
 from benchmarks.resnets import FILES, SHARED, pretrained
-from drbench import data, record, verify, weights
+from drbench import data, weights
 from drbench.checkpoints import formats
 from drbench.cli import main
+from drbench.records import record, verify
 from tests.parity import PARITY, needs_parity
 
 CIFAR = (SHARED / "cifar10-jpeg").resolve()

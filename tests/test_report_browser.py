@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drbench import record
+from drbench.records import record
 from drbench.report import render
 from tests.runs import make_cascade, make_run
 from tests.unit.test_report import ATTACKS, EVIL, evil_runs

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from drbench import config, datasets, planning, registry
+from drbench import config, registry
 from drbench.data import folders, imagenet64
+from drbench.files import datasets
+from drbench.planning import plan
 from tests import shrinking
 
 ROOT = Path(__file__).parents[1] / "benchmarks" / "imagenet"
@@ -90,7 +92,7 @@ def test_every_row_runs(file, tmp_path, photographs):
             cell.data.preprocessing = "box64"
             if "denoiser" in cell.defense.args:
                 cell.defense.args.denoiser.image_size = 64 + 2 * cell.defense.args.denoiser.get("pad", 0)
-    (planned,) = planning.measure([cell])
+    (planned,) = plan.measure([cell])
     assert planned.images == 2 and planned.seconds > 0
     shrinking.run(list(rows.values()), tmp_path / "out")
 
@@ -114,5 +116,5 @@ def test_a_plan_is_at_the_size_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("DRBENCH_WEIGHTS", str(tmp_path))
     for variant in ("apndc-sift", "apndc-100"):
         cell = next(cell for cell in config.load(DIFFUSION_CLASSIFIERS[0]) if cell.defense.variant == variant)
-        (cost,) = planning.measure([shrink_diffusion_classifier(cell, 256)])
+        (cost,) = plan.measure([shrink_diffusion_classifier(cell, 256)])
         assert cost.images == 512 and cost.random == "data and weights" and cost.seconds > 0

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import drbench
-from drbench import config, record, runner, verify
+from drbench import config
 from drbench.cli import main
+from drbench.jobs import runner
+from drbench.records import record, verify
 
 ROOT = Path(__file__).parents[1]
 UNDEFENDED = ROOT / "benchmarks" / "digits" / "undefended.yaml"
@@ -333,7 +335,7 @@ def test_nonfinite_logits_are_recorded_as_errors(tmp_path, monkeypatch):
     errors = [row for row in found.ordered() if row.error]
     assert 0 < len(errors) < 12 and found.complete
     assert all("of 350 draws gave non-finite logits" in row.error and not row.correct for row in errors)
-    from drbench.summary import frame
+    from drbench.tables.summary import frame
 
     table = frame([found])
     assert set(table.errors) == {len(errors)} and set(table.images) == {12}
@@ -412,7 +414,7 @@ def test_importing_drbench_is_light():
 def test_a_kill_after_a_partial_run_leaves_a_healthy_folder(reference, tmp_path, monkeypatch):
     """What the first session said of its evidence must not be held against the rows that came after it."""
     part = run(tmp_path, limit=4)
-    monkeypatch.setattr("drbench.header.end_session", lambda *args: None)  # as if killed before the last header
+    monkeypatch.setattr("drbench.jobs.header.end_session", lambda *args: None)  # as if killed before the last header
     killed = run(tmp_path, limit=8)
     assert killed.header["status"] == "started" and "evidence_sha256" not in killed.header
     assert verify.problems(killed) == [] and len(killed.rows) == 8
@@ -471,7 +473,7 @@ def test_odd_numbers_are_explained(words, message, capsys):
 
 
 def test_a_changed_defense_is_noticed(tmp_path, monkeypatch, capsys):
-    from drbench import header
+    from drbench.jobs import header
 
     found = run(tmp_path)
     monkeypatch.setattr(header, "sources", lambda name: {"drbench": "a", "defense": "b"})
@@ -480,7 +482,7 @@ def test_a_changed_defense_is_noticed(tmp_path, monkeypatch, capsys):
 
 
 def test_rows_of_other_code_are_flagged(tmp_path, monkeypatch):
-    from drbench import header
+    from drbench.jobs import header
 
     part = run(tmp_path, limit=3)
     monkeypatch.setattr(header, "_code", lambda: {"version": "9.9", "commit": "f" * 40, "dirty": True})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from drbench import weights
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.files import fetching, foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,25 @@ def save(
         "spec": converted.spec,
     }
     return weights.write(str(out), {prefix + key: value for key, value in _apart(converted.state).items()}, facts)
+
+
+def convert_listed(name: str) -> Path:
+    """Bring a file of benchmarks/foreign.yaml under our names (needs torch); its hash is checked first."""
+    about, source = foreign.entry(name), foreign.item(name)
+    if left_open := [key for key, value in about.get("config", {}).items() if value == "???"]:
+        raise DrbenchError(
+            f"weights {name}: {', '.join(left_open)} was not published: write what your file has in place of ??? in "
+            f"its entry in benchmarks/foreign.yaml, then drbench weights convert {name}"
+        )
+    content = fetching.verify(source).content
+    if "format" not in about:
+        raise DrbenchError(f"weights {name}: this version reads no such file; see its entry in benchmarks/foreign.yaml")
+    out = foreign.own(name)
+    out.path.parent.mkdir(parents=True, exist_ok=True)
+    converted = convert(source.path, about["format"], **about.get("config", {}))
+    save(converted, out.path, content.sha256, about["format"], source.path)
+    fetching.note(out, f"{about['format']} of sha256 {content.sha256}")
+    return out.path
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:

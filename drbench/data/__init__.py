@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from drbench import datasets
 from drbench.data import preprocessing as squares
 from drbench.data import subsets
 from drbench.data.source import Source
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.files import datasets
 
 if TYPE_CHECKING:
     from drbench.data.images import Images

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drbench import datasets
 from drbench.data import batches, decoding, parquet
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 ROWS = {"train": 50_000, "test": 10_000}
 VALIDATION_EVERY = 10  # every tenth row of the training file is held out

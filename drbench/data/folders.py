@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from drbench import datasets
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drbench import datasets
 from drbench.data import decoding
+from drbench.files import datasets
 
 NAME = "frost-photographs"
 WHEEL = "imagecorruptions-1.1.2-py3-none-any.whl"

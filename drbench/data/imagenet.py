@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from drbench import datasets
 from drbench.data import decoding, folders
 from drbench.data.folders import File
 from drbench.data.preprocessing import get as square
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 # Restricted ImageNet: dog, cat, frog, turtle, bird, primate, fish, crab, insect. First and last class of each among the
 # 1,000, in the order of the code of Chen et al. 2024, arXiv 2305.15241.

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from drbench import datasets
 from drbench.data import arrays, folders
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 ROWS = 50_000
 SIDE = 64

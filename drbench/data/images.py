@@ -30,7 +30,7 @@ class Images:
     num_classes : int
     within : tuple of int, optional
         If the classes are some of ImageNet's 1,000: their numbers there. ImageNet-A has 200 of them, and a classifier
-        of 1,000 classes answers among `logits[:, within]` (`drbench.restricted`).
+        of 1,000 classes answers among `logits[:, within]` (`drbench.jobs.restricted`).
     """
 
     x: Tensor

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from drbench import datasets
 from drbench.data import arrays, cifar, corruptions
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError, did_you_mean
+from drbench.files import datasets
 
 ROWS = 10_000  # test images; an array of CIFAR-10-C holds them at severity 1, then at 2, ... 5
 SEVERITIES = 5

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from drbench import robust_tables
-from drbench.frames import first_row, named_rows
-from drbench.record import Run
+from drbench.records.record import Run
 from drbench.report.book import Book
 from drbench.report.grid import Cell, Column, Line, Table, number, percent
-from drbench.summary import method_name
+from drbench.tables import robust_tables
+from drbench.tables.frames import first_row, named_rows
+from drbench.tables.summary import method_name
 
 KINDS = {"average": "in expectation over one evaluation", "majority": "the most frequent answer of all evaluations",
          "worst": "right in each of M evaluations", "one_shot": "the first evaluation alone"}  # fmt: skip

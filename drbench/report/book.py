@@ -8,11 +8,14 @@ from functools import cached_property
 
 from pandas import DataFrame
 
-from drbench import claims, head_to_head, robust_tables, stats, summary, verify
+from drbench import stats
+from drbench.comparisons import claims, head_to_head
 from drbench.errors import DrbenchError
-from drbench.frames import named_rows
-from drbench.record import Run
+from drbench.records import verify
+from drbench.records.record import Run
 from drbench.report.marks import Badge, badges, signs
+from drbench.tables import robust_tables, summary
+from drbench.tables.frames import named_rows
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 from pandas import DataFrame
 
-from drbench import claim_tables, claims, head_to_head, stats, summary, weights
-from drbench.frames import named_rows
-from drbench.record import Run
+from drbench import stats, weights
+from drbench.comparisons import claim_tables, claims, head_to_head
+from drbench.records.record import Run
 from drbench.report.book import Book
 from drbench.report.grid import Cell, Column, Line, Table, number, percent
 from drbench.report.marks import Badge, signs
+from drbench.tables import summary
+from drbench.tables.frames import named_rows
 
 COLUMNS = [
     Column("verdict", False), Column("here", False, "A minus B, or the cost of B over that of A, with a 95 % interval"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from drbench import halting, pareto, stats, summary
-from drbench.frames import named_rows
-from drbench.record import Run
+from drbench import stats
+from drbench.records.record import Run
 from drbench.report import attacked, evidence
 from drbench.report.book import Book
 from drbench.report.grid import Cell, Column, Line, Table
-from drbench.summary import SHARES
+from drbench.tables import halting, pareto, summary
+from drbench.tables.frames import named_rows
+from drbench.tables.summary import SHARES
 
 COLUMNS = [Column(text, numeric) for text, numeric in (
     ("record", False), ("task", False), ("images", True), ("images sha256", False), ("n0", True), ("N", True),

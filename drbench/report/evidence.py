@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from drbench import stats, summary
+from drbench import stats
 from drbench.evidence import ABSTAIN, Answers, Certificate, Stage
-from drbench.record import Row, Run
+from drbench.records.record import Row, Run
+from drbench.tables import summary
 
 CERTIFIED = ["image", "label", "answer", "radius", "p lower", "selection votes", "estimation votes", "note"]
 ATTACKED = ["image", "label", "wrong", "of", "answers under attack", "answers when clean", "kept example of",

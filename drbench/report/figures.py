@@ -7,14 +7,14 @@ from itertools import accumulate
 
 from pandas import DataFrame
 
-from drbench import pareto, robust_tables, summary
-from drbench.curves import COLOURS, NORMS, Panel, curve_frame, line_styles, panels_of, thinned
-from drbench.frames import first_row, named_rows
-from drbench.record import Run
+from drbench.plots.curves import COLOURS, NORMS, Panel, curve_frame, line_styles, panels_of, thinned
+from drbench.records.record import Run
 from drbench.report.book import Book, by_norm
 from drbench.report.marks import signs
-from drbench.robust_tables import LINE, PANEL
-from drbench.summary import METHOD, method_name
+from drbench.tables import pareto, robust_tables, summary
+from drbench.tables.frames import first_row, named_rows
+from drbench.tables.robust_tables import LINE, PANEL
+from drbench.tables.summary import METHOD, method_name
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 COSTS = {"network evaluations per image": "evaluations", "seconds per image": "seconds_per_image"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from drbench.record import Run
+from drbench.records.record import Run
 from drbench.report import attacked, claimed, detail, figures, leaderboard, marks
 from drbench.report.book import Book
 from drbench.report.grid import Table

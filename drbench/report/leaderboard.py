@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from drbench import pareto, tables
 from drbench.report.book import Book
 from drbench.report.grid import Cell, Column, Line, Table, number, percent
-from drbench.summary import method_name, where
+from drbench.tables import certified_tables, pareto
+from drbench.tables.summary import method_name, where
 
 FLOOR = "constant"  # certifies a tenth of the images at any radius: its columns alone are not worth reading
 AFTER = [
@@ -21,15 +21,15 @@ AFTER = [
 
 def boards(book: Book) -> list[Table]:
     """A table a group of `tables.sections`, estimates last; columns end where only the constant answer is certified."""
-    groups = [group for frame in book.certified for group in tables.sections(frame)]
+    groups = [group for frame in book.certified for group in certified_tables.sections(frame)]
     found = [_board(f"board-{i}", group, book) for i, group in enumerate(groups)]
     return sorted(found, key=lambda board: all(any(b.text == "estimate" for b in line.badges) for line in board.lines))
 
 
-def _board(key: str, group: tables.Group, book: Book) -> Table:
+def _board(key: str, group: certified_tables.Group, book: Book) -> Table:
     shown = _shown(group)
     radii = [
-        Column(f"r = {tables.radius_text(cell.radius)}", help="% certified at this radius")
+        Column(f"r = {certified_tables.radius_text(cell.radius)}", help="% certified at this radius")
         for cell in group.lines[0][:shown]
     ]
     first = group.lines[0][0]
@@ -43,7 +43,7 @@ def _board(key: str, group: tables.Group, book: Book) -> Table:
     return Table(key, group.title, [*radii, *AFTER], lines, _protocol(group), images, noise)
 
 
-def _shown(group: tables.Group) -> int:
+def _shown(group: certified_tables.Group) -> int:
     """How many radii: up to the last at which a line that is not the floor certifies an image; at least one."""
     reached = [
         i for line in group.lines for i, cell in enumerate(line, 1)
@@ -52,7 +52,7 @@ def _shown(group: tables.Group) -> int:
     return max(reached, default=1)
 
 
-def _protocol(group: tables.Group) -> str:
+def _protocol(group: certified_tables.Group) -> str:
     named = {"certifier": "certifier", "N =": "n", "n0 =": "n0", "alpha =": "alpha", "radii in": "norm"}
     found = {name: sorted({getattr(line[0], key) for line in group.lines}) for name, key in named.items()}
     return "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in found.items()) + ", pixel units"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from drbench import tables
-from drbench.record import Run
+from drbench.records.record import Run
+from drbench.tables import certified_tables
 
 UNVERIFIED = "fails verification"
 # what makes a number other than it seems; the other marks of tables say which protocol made it
@@ -33,9 +33,9 @@ def badges(run: Run, marks: str, problems: Sequence[str]) -> list[Badge]:
 
 
 def _badge(name: str, said: str) -> Badge:
-    sign, _, meaning = tables.SIGNS.get(name, ("¶", "", name))
+    sign, _, meaning = certified_tables.SIGNS.get(name, ("¶", "", name))
     meaning = f"{meaning} ({said})" if said and said != meaning.partition(": ")[2] else meaning
-    return Badge(name, sign.lstrip("\\"), meaning, name in ALARMS or name not in tables.SIGNS)
+    return Badge(name, sign.lstrip("\\"), meaning, name in ALARMS or name not in certified_tables.SIGNS)
 
 
 def signs(found: Sequence[Badge]) -> str:
@@ -45,5 +45,8 @@ def signs(found: Sequence[Badge]) -> str:
 
 def legend(found: Iterable[Badge]) -> list[Badge]:
     """Each sign once, with its general meaning; those of flags are explained at the run."""
-    known = {badge.text: badge for badge in found if badge.text in tables.SIGNS}
-    return [badge._replace(meaning=tables.SIGNS[text][2].partition(": ")[2]) for text, badge in sorted(known.items())]
+    known = {badge.text: badge for badge in found if badge.text in certified_tables.SIGNS}
+    return [
+        badge._replace(meaning=certified_tables.SIGNS[text][2].partition(": ")[2])
+        for text, badge in sorted(known.items())
+    ]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from drbench.errors import DrbenchError
-from drbench.record import Run
+from drbench.records.record import Run
 from drbench.report.book import Book
 from drbench.report.gallery import Picture, pictures
 from drbench.report.gather import Page, gather

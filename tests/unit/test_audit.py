@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import drbench
-from drbench import record
 from drbench.api import Defense
 from drbench.attacks import probes
 from drbench.attacks.audit import audit
@@ -19,6 +18,7 @@ from drbench.attacks.suite import Suite
 from drbench.attacks.threat import threat
 from drbench.attacks.views import Direct
 from drbench.cli import main
+from drbench.records import record
 
 ROOT = Path(__file__).parents[2]
 IMAGES = drbench.load_data("digits", split="validation", subset="first8")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import drbench
-from drbench import examples, record, verify
 from drbench.api import Defense, Draws
 from drbench.attacks import flow as flows
 from drbench.attacks.cascade import Cascade
@@ -21,6 +20,7 @@ from drbench.attacks.threat import threat
 from drbench.attacks.views import Direct
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from drbench.records import examples, record, verify
 
 ROOT = Path(__file__).parents[2]
 

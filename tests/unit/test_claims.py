@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from drbench import claim_tables, claims, record
+from drbench.comparisons import claim_tables, claims
 from drbench.errors import DrbenchError
+from drbench.records import record
 from tests.runs import make_attack, make_cascade, make_run
 
 CLAIM = {"claim": "ours is better", "source": "abstract", "measure": "certified", "a": "ours*", "b": "theirs",

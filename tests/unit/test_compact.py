@@ -6,10 +6,10 @@ import json
 import pytest
 from pyarrow import parquet
 
-from drbench import compact
 from drbench.cli import main
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence
+from drbench.records import compact
 from tests.runs import make_run
 
 
@@ -34,7 +34,7 @@ def test_damage_is_not_compacted(tmp_path):
     run = make_run(tmp_path / "a", [990, 400])
     (path,) = run.folder.glob("rows-*.jsonl")
     path.write_bytes(path.read_bytes().replace(b"990", b"991"))
-    from drbench import record
+    from drbench.records import record
 
     with pytest.raises(DrbenchError, match="damaged line"):
         compact.write(record.read(run.folder))

@@ -7,8 +7,9 @@ import pytest
 from scipy import optimize
 from scipy import stats as reference
 
-from drbench import compare, stats
+from drbench import stats
 from drbench.cli import main
+from drbench.comparisons import compare
 from drbench.errors import DrbenchError
 from tests.runs import make_run
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from drbench import config, needs
+from drbench import config
 from drbench.errors import DrbenchError
+from drbench.jobs import needs
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

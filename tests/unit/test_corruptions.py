@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from drbench import data, datasets
+from drbench import data
 from drbench.cli import main
 from drbench.data import blurs, cifar, corruptions, frost, shifts, spatter, weather
 from drbench.data.source import Source, unit
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 
 def pack(folder, photographs):

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from drbench import data, datasets
+from drbench import data
 from drbench.data import cifar, pickled, subsets
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 SHARED = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data"
 REAL = SHARED / "cifar10-jpeg"

@@ -10,11 +10,13 @@ from PIL import Image
 from torchvision import transforms
 
 import drbench
-from drbench import data, datasets, record
+from drbench import data
 from drbench.cli import main
 from drbench.data import folders, imagenet, imagenet64, preprocessing
 from drbench.errors import DrbenchError
-from drbench.restricted import Restricted
+from drbench.files import datasets
+from drbench.jobs.restricted import Restricted
+from drbench.records import record
 
 SAMPLE = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "imagenet-sample"
 RANDOM = np.random.default_rng(0)

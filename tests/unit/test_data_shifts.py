@@ -9,9 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from drbench import data, datasets
+from drbench import data
 from drbench.data import arrays, cifar, shifts
 from drbench.errors import DrbenchError
+from drbench.files import datasets
 
 LABELS = (np.arange(10_000) % 7).astype(np.uint8)
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from drbench import cli, data, data_files, datasets, foreign, places, protocols, record, weights
+from drbench import cli, data, weights
 from drbench.cli import main
+from drbench.config import protocols
 from drbench.data import subsets
 from drbench.errors import DrbenchError
+from drbench.files import data_files, datasets, foreign, places
+from drbench.records import record
 
 KEYS = {"title", "root", "classes", "shape", "splits", "with", "source", "licence", "where", "files", "trees"}
 FILE_KEYS = {"path", "layout", "url", "bytes", "md5", "sha256", "unpack", "of"}

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import drbench
-from drbench import config, execution, record, runner, summary, tables
+from drbench import config
 from drbench.errors import DrbenchError
+from drbench.jobs import execution, runner
+from drbench.records import record
+from drbench.tables import certified_tables, summary
 
 SMALL = ["certify.sigma=0.5", "certify.n=300", "data.subset=first12", "run.batch_rows=128"]
 UNDEFENDED = "benchmarks/digits/undefended.yaml"
@@ -43,7 +46,7 @@ def test_flips_are_stored_flagged_and_part_of_the_identity(tmp_path):
     assert environment["precision"] == "bfloat16" and environment["vote_flips"]["rows"] == 1280
     assert about["flags"] == [f"reduced precision: bfloat16, {environment['vote_flips']['flipped']} of 1280 "
                               "sampled votes differ from float32"]  # fmt: skip
-    text = tables.render_markdown(summary.frame([record.read(folder)]))
+    text = certified_tables.render_markdown(summary.frame([record.read(folder)]))
     assert "≈" in text and "a classifier of its own" in text
 
 

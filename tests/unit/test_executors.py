@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from drbench import leases
 from drbench.errors import DrbenchError
 from drbench.executors import make
 from drbench.executors.units import TRIES, Units
+from drbench.records import leases
 from tests.jobs import Squares
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +193,7 @@ def test_claims_of_many_threads_are_disjoint(tmp_path):
 
 
 def test_claims_of_the_dead_count_for_nothing(tmp_path, monkeypatch):
-    program = "import sys, os\nfrom pathlib import Path\nfrom drbench.leases import Claims\n" \
+    program = "import sys, os\nfrom pathlib import Path\nfrom drbench.records.leases import Claims\n" \
               "Claims(Path(sys.argv[1])).__enter__().take([1, 2], 2)\nos._exit(1)"  # fmt: skip
     subprocess.run([sys.executable, "-c", program, str(tmp_path)])
     assert len(list(tmp_path.iterdir())) == 1 and leases.living(tmp_path) == {}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from drbench import download, fetching
 from drbench.errors import DrbenchError
-from drbench.fetching import Item
+from drbench.files import download, fetching
+from drbench.files.fetching import Item
 
 BODY = bytes(range(256)) * 12_000  # 3 MB: three reads
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from drbench import first_calls
 from drbench.api import Defense
+from drbench.planning import first_calls
 
 
 class Clock:

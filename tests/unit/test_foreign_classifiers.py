@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 
-from drbench import classifiers, foreign
+from drbench import classifiers
 from drbench.checkpoints import formats, reading
 from drbench.checkpoints.reading import tensors
 from drbench.classifiers.prepared import prepared
 from drbench.classifiers.resnet_cifar import ResNetCIFAR
 from drbench.classifiers.wide_resnet import WideResNet
 from drbench.errors import DrbenchError
+from drbench.files import foreign
 from methods.denoised.defense import Denoised
 from methods.undefended.defense import Undefended
 

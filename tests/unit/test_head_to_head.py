@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
-from drbench import head_to_head, head_to_head_tables, stats, weights
+from drbench import stats, weights
+from drbench.comparisons import head_to_head, head_to_head_tables
+from drbench.comparisons.lineage import Lineage
 from drbench.errors import DrbenchError
-from drbench.lineage import Lineage
 from tests.runs import make_attack, make_cascade, make_run
 
 

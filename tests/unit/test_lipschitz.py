@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from drbench import config, record, stats, verify
+from drbench import config, stats
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import lipschitz
 from drbench.cli import main
 from drbench.evidence import Evidence, Stage
+from drbench.records import record, verify
 
 SHAPE = (1, 2, 2)
 

@@ -4,9 +4,11 @@ import sys
 
 import pytest
 
-from drbench import config, listeners, record, runner
+from drbench import config
 from drbench.errors import DrbenchError
-from drbench.listeners import Audience
+from drbench.jobs import listeners, runner
+from drbench.jobs.listeners import Audience
+from drbench.records import record
 
 HEARD: list = []
 

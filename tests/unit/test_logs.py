@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from drbench import compare, record, stats, summary, tables, verify
+from drbench import stats
 from drbench.cli import main
+from drbench.comparisons import compare
 from drbench.errors import DrbenchError
-from drbench.logs import FORMATS, Settings, cohen_tsv, expected_ids, implied_alpha, import_log, oddities, parse
+from drbench.records import record, verify
+from drbench.records.logs import FORMATS, Settings, cohen_tsv, expected_ids, implied_alpha, import_log, oddities, parse
+from drbench.tables import certified_tables, summary
 from tests.runs import make_run
 
 REAL = Path(os.environ.get("DRBENCH_SHARED", "../shared")) / "data" / "logs" / "cohen"
@@ -131,19 +134,19 @@ def test_a_table_says_that_a_log_beside_our_rows_has_another_alpha(tmp_path):
     path = written(tmp_path, cohen_tsv(ours))
     theirs = Settings(dataset="digits", defense="theirs", n=1000, n0=100, alpha=0.01)
     folder, _ = import_log(path, "cohen", theirs, tmp_path)
-    text = tables.render_markdown(summary.frame([ours, record.read(folder)]))
+    text = certified_tables.render_markdown(summary.frame([ours, record.read(folder)]))
     assert "Not the same alpha in all rows, compare with care: 0.01, but 0.001, rcm at σ = 0.5 (test)." in text
     assert "Not the same n in" not in text
 
 
 def parse_lines(radii):
-    from drbench.logs import Line
+    from drbench.records.logs import Line
 
     return [Line(20 * i, 1, 1, radius, 1, {}) for i, radius in enumerate(radii)]
 
 
 def test_irregular_ids_and_first_images_are_not_missing_any():
-    from drbench.logs import Line
+    from drbench.records.logs import Line
 
     ids = [3, 8, 100, 17, 250, 1793]
     assert expected_ids([Line(i, 1, 1, 0.1, 1, {}) for i in ids], "cifar10") == sorted(ids)
@@ -177,7 +180,9 @@ def test_an_imported_run_is_counted_marked_and_verified(tmp_path, capsys):
     table = summary.frame([run], [0.0, 0.25, 0.75])
     assert list(table.certified_accuracy) == [0.8, 0.6, 0.2] and table.abstention[0] == 0
     assert table.ceiling[0] == stats.ceiling_radius(100_000, 0.001, 0.5)
-    assert "imported: from the log" in tables.render_markdown(table) and "⇩" in tables.render_markdown(table)
+    assert "imported: from the log" in certified_tables.render_markdown(
+        table
+    ) and "⇩" in certified_tables.render_markdown(table)
     with pytest.raises(DrbenchError, match="imported before"):
         import_log(written(tmp_path, text), "cohen", SETTINGS, tmp_path)
     rows_file = next(folder.glob("rows*"))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import drbench
-from drbench import config, fitting, weights
+from drbench import config, weights
 from drbench.errors import DrbenchError
+from drbench.jobs import fitting
 from drbench.training import Recipe
 from methods.multiscale.defense import MultiScale
 from methods.multiscale.losses import calibration_losses

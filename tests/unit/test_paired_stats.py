@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from drbench import paired_stats, stats, thinning
+from drbench import stats
+from drbench.comparisons import paired_stats, thinning
 from drbench.errors import DrbenchError
 from tests.runs import make_cascade, make_run
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drbench import curves, plots, record, stats, summary
+from drbench import stats
 from drbench.errors import DrbenchError
+from drbench.plots import certified_plots, curves
+from drbench.records import record
+from drbench.tables import summary
 from tests.runs import make_cascade, make_run
 
 N, ALPHA, ALL = 1000, 0.001, 1000
@@ -30,7 +33,7 @@ def runs(tmp_path):
 
 def draw(runs):
     """The figure's axes, in the order of the panels."""
-    return plots._draw(curves.curve_frame(runs)).axes
+    return certified_plots._draw(curves.curve_frame(runs)).axes
 
 
 def texts_of(svg) -> list[str]:
@@ -40,7 +43,7 @@ def texts_of(svg) -> list[str]:
 
 
 def test_files_are_valid_and_hold_all_titles_and_names(tmp_path, runs):
-    png, svg = plots.radius_curves(runs, tmp_path / "out" / "curves")
+    png, svg = certified_plots.radius_curves(runs, tmp_path / "out" / "curves")
     data = png.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
     width, height = struct.unpack(">II", data[16:24])
@@ -52,14 +55,14 @@ def test_files_are_valid_and_hold_all_titles_and_names(tmp_path, runs):
     assert {"best at σ = 0.25", "best at σ = 0.5", "at σ = 0.5"} <= set(texts)
     assert texts.count("for n = 1,000") == 2 and any("dotted: ceiling radii" in text for text in texts)
     one_level = [run for run in runs if run.header["engine"]["sigma"] == 0.5]
-    _, svg = plots.radius_curves(one_level, tmp_path / "one")
+    _, svg = certified_plots.radius_curves(one_level, tmp_path / "one")
     assert not any(text.startswith("best at") for text in texts_of(svg))  # there is no envelope
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, runs):
-    first = [path.read_bytes() for path in plots.radius_curves(runs, tmp_path / "a")]
+    first = [path.read_bytes() for path in certified_plots.radius_curves(runs, tmp_path / "a")]
     again = [record.read(folder) for folder in record.find([tmp_path / "in"])][::-1]
-    second = [path.read_bytes() for path in plots.radius_curves(again, tmp_path / "b")]
+    second = [path.read_bytes() for path in certified_plots.radius_curves(again, tmp_path / "b")]
     assert first == second
     assert b"<dc:date>" not in first[1] and str(tmp_path).encode() not in first[1]
 
@@ -133,10 +136,10 @@ def test_bands_are_the_intervals(tmp_path):
 def test_marks_and_what_differs_are_in_the_legend(tmp_path):
     whole = make_run(tmp_path / "a", [ALL, ALL], defense="whole")
     half = make_run(tmp_path / "b", [ALL], images=2, n=2000, defense="half", dirty=True)
-    texts = texts_of(plots.radius_curves([whole, half], tmp_path / "p")[1])
+    texts = texts_of(certified_plots.radius_curves([whole, half], tmp_path / "p")[1])
     assert "whole [n = 1,000; images = 2]" in texts
     assert "half [n = 2,000; images = 1; dirty; partial]" in texts
-    assert "whole" in texts_of(plots.radius_curves([whole], tmp_path / "q")[1])
+    assert "whole" in texts_of(certified_plots.radius_curves([whole], tmp_path / "q")[1])
 
 
 def test_two_data_sets_get_panels_of_their_own(tmp_path):
@@ -152,19 +155,20 @@ def test_two_data_sets_get_panels_of_their_own(tmp_path):
 
 def test_nothing_to_draw_and_an_unwritable_place_are_errors(tmp_path):
     with pytest.raises(DrbenchError, match="recorded image"):
-        plots.radius_curves([make_run(tmp_path / "a", [], images=1)], tmp_path / "p")
+        certified_plots.radius_curves([make_run(tmp_path / "a", [], images=1)], tmp_path / "p")
     (tmp_path / "file").write_text("")
     with pytest.raises(DrbenchError, match="cannot write plot"):
-        plots.radius_curves([make_run(tmp_path / "b", [ALL])], tmp_path / "file" / "p")
+        certified_plots.radius_curves([make_run(tmp_path / "b", [ALL])], tmp_path / "file" / "p")
 
 
 def test_tables_and_plots_load_no_torch(tmp_path):
     make_run(tmp_path / "runs" / "a" / "s", [ALL, 900])
     code = (
-        "import sys; from drbench import plots, record, summary, tables\n"
+        "import sys; from drbench.plots import certified_plots; from drbench.records import record; "
+        "from drbench.tables import certified_tables, summary\n"
         f"runs = [record.read(f) for f in record.find([{str(tmp_path)!r}])]\n"
-        f"tables.write(summary.frame(runs), {str(tmp_path / 't')!r})\n"
-        f"plots.radius_curves(runs, {str(tmp_path / 'p')!r})\n"
+        f"certified_tables.write(summary.frame(runs), {str(tmp_path / 't')!r})\n"
+        f"certified_plots.radius_curves(runs, {str(tmp_path / 'p')!r})\n"
         "print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(summary.__file__).parents[1])}

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from drbench import config, protocols
+from drbench import config
 from drbench.cli import main
+from drbench.config import protocols
 from drbench.errors import DrbenchError
 
 TEXT = "defense: {name: constant}\n"

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from drbench import measured, published, record
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from drbench.papers import measured, published
+from drbench.records import record
 from tests.runs import make_attack, make_cascade, make_run
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "published"

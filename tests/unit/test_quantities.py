@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from drbench import quantities
+from drbench.tables import quantities
 
 
 @pytest.mark.parametrize(("images", "expected"), [(500, 4), (10_000, 21)])

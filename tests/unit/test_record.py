@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from drbench import record, verify
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
-from drbench.record import Row, Writer, decode, encode
+from drbench.records import record, verify
+from drbench.records.record import Row, Writer, decode, encode
 from drbench.stats import decide
 
 SIGMA, N0, N, ALPHA = 0.5, 10, 100, 0.001
@@ -168,14 +168,14 @@ def test_evidence_hash_ignores_seconds_and_order(tmp_path):
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     folder, _ = make(tmp_path / "run", [row(0), row(1)], status="partial")
     writer, real = Writer(folder), os.write
-    monkeypatch.setattr("drbench.record.os.write", lambda file, line: real(file, line[:40]))
+    monkeypatch.setattr("drbench.records.record.os.write", lambda file, line: real(file, line[:40]))
     with pytest.raises(DrbenchError, match=r"disk full after 40 of \d+ bytes .* already written are safe"):
         writer.write(row(2))
 
     def refuse(file, line):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("drbench.record.os.write", refuse)
+    monkeypatch.setattr("drbench.records.record.os.write", refuse)
     with pytest.raises(DrbenchError, match="No space left on device; rows already written are safe"):
         Writer(folder).write(row(2))
     found = record.read(folder)

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 from scipy import special
 
-from drbench import record, stats, summary
+from drbench import stats
 from drbench.errors import DrbenchError
+from drbench.records import record
 from drbench.report import render
 from drbench.report.attacked import audit
 from drbench.report.gather import gather
+from drbench.tables import summary
 from tests.runs import make_cascade, make_run
 
 ROOT = Path(__file__).parents[2]

@@ -4,11 +4,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from drbench import build, weights
+from drbench import weights
 from drbench.checkpoints import formats
 from drbench.data.images import Images
 from drbench.diffusion import networks
 from drbench.errors import DrbenchError
+from drbench.jobs import build
 from methods.rcm.defense import RCM
 from methods.undefended.defense import Undefended
 

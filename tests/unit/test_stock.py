@@ -9,10 +9,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from drbench import data_files, foreign, weights
+from drbench import weights
 from drbench.checkpoints import formats
 from drbench.cli import main
 from drbench.errors import DrbenchError
+from drbench.files import data_files, foreign
 
 
 @pytest.fixture

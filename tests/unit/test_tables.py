@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from scipy import stats as reference
 
-from drbench import halting, record, stats, summary, tables, verify
+from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
-from drbench.frames import first_row, named_rows
+from drbench.records import record, verify
+from drbench.tables import certified_tables, halting, summary
+from drbench.tables.frames import first_row, named_rows
 from tests.runs import make_cascade, make_run
 
 N, ALPHA = 1000, 0.001
@@ -69,7 +71,7 @@ def test_errors_count_as_not_certified_and_not_as_abstentions(tmp_path):
     table = summary.frame([make_run(tmp_path / "a", [ALL, None, None, ABSTAINS])])
     assert at(table, 0.0) == 0.25
     assert at(table, 0.0, "errors") == 2 and at(table, 0.0, "abstention") == 0.25 and at(table, 0.0, "images") == 4
-    assert "Errors, counted as not certified: 2 of 4 images, rcm at σ = 0.5" in tables.render_markdown(table)
+    assert "Errors, counted as not certified: 2 of 4 images, rcm at σ = 0.5" in certified_tables.render_markdown(table)
 
 
 def test_radius_just_below_a_column_does_not_count_there(tmp_path):
@@ -175,7 +177,7 @@ def test_envelope_is_per_method(tmp_path):
 
 
 def test_markdown_names_the_winner_and_the_oracle(tmp_path):
-    text = tables.render_markdown(summary.frame(three_levels(tmp_path), radii=[0, 0.5, 1, 2, 2.4, 3]))
+    text = certified_tables.render_markdown(summary.frame(three_levels(tmp_path), radii=[0, 0.5, 1, 2, 2.4, 3]))
     assert "## digits test, upper envelope over σ: an oracle, not one classifier" in text
     assert "| rcm | 75.0 (0.25) | 50.0 (0.25) | 50.0 (1) | 50.0 (1) | 50.0 (1) |" in text
     assert "r = 3" not in text  # beyond every ceiling
@@ -183,7 +185,7 @@ def test_markdown_names_the_winner_and_the_oracle(tmp_path):
 
 def test_markdown_section_by_hand(tmp_path):
     run = make_run(tmp_path / "a", [ALL, ALL, 900, WRONG, ABSTAINS], sigma=0.5, seconds=2)
-    text = tables.render_markdown(summary.frame([run]))
+    text = certified_tables.render_markdown(summary.frame([run]))
     line = next(line for line in text.splitlines() if line.startswith("| rcm | 1,000"))
     assert line.startswith(f"| rcm | 1,000 | 5 |{3 * ' 60.0 [14.7, 94.7] |'}{2 * ' 40.0 [5.3, 85.3] |'} ")
     assert line.endswith("| 20.0 | 1 | 2 |")
@@ -193,7 +195,7 @@ def test_markdown_section_by_hand(tmp_path):
 
 def test_every_markdown_row_has_as_many_cells_as_its_head(tmp_path):
     runs = [*three_levels(tmp_path / "x"), make_run(tmp_path / "y", [100, 0], variant="a|b", n=100)]
-    lines = tables.render_markdown(summary.frame(runs)).splitlines()
+    lines = certified_tables.render_markdown(summary.frame(runs)).splitlines()
     counts, seen = None, 0
     for line in lines:
         cells = len(re.findall(r"(?<!\\)\|", line))
@@ -207,7 +209,7 @@ def test_a_dash_only_beyond_the_ceiling_and_zero_in_the_csv(tmp_path):
     """n = 20 reaches 0.27 at sigma 0.5, n = 1000 reaches 1.23: only the first row has dashes from r = 0.5 on."""
     runs = [make_run(tmp_path / "a", [20], n=20, defense="few"), make_run(tmp_path / "b", [WRONG], defense="none")]
     table = summary.frame(runs)
-    text = tables.render_markdown(table)
+    text = certified_tables.render_markdown(table)
     assert re.search(r"\| few \| 20 \| 1 \| 100.0 \[[^]]*\] \| 100.0 \[[^]]*\] \| – \| – \| – \|", text)
     assert re.search(r"\| none \| 1,000 \| 1(?: \| 0.0 \[0.0, 97.5\]){5} \|", text)
     few = table[(table["defense"] == "few") & (table["radius"] >= 0.5)]
@@ -226,7 +228,7 @@ def test_marks_show_in_all_formats_and_only_where_they_belong(tmp_path):
     marks = table.drop_duplicates("run").set_index("defense")["marks"].to_dict()
     assert marks == {"half": "partial", "sound": "", "edited": "dirty", "raw": "weights as constructed"}
     assert set(table[table["partial"]]["defense"]) == {"half"}
-    markdown, tex = tables.render_markdown(table), tables.render_latex(table)
+    markdown, tex = certified_tables.render_markdown(table), certified_tables.render_latex(table)
     for shown in ("| half† |", "| sound |", r"| edited\* |", "| raw‡ |", "- † partial", r"- \* dirty", "0 (0.5)†"):
         assert shown in markdown
     for shown in (r"half$^\dagger$ &", "sound &", r"edited$^\ast$ &", r"raw$^\ddagger$ &", r"(0.5)$^\dagger$"):
@@ -234,7 +236,9 @@ def test_marks_show_in_all_formats_and_only_where_they_belong(tmp_path):
     assert r"\footnotesize $^\dagger$ partial: " in tex
     assert "Not the same images in all rows, compare with care: 2, but 1, half at σ = 0.5 (test)." in markdown
     alone = summary.frame([runs[1]])
-    assert not re.search(r"[†‡§¶]|\\\*|dagger", tables.render_markdown(alone) + tables.render_latex(alone))
+    assert not re.search(
+        r"[†‡§¶]|\\\*|dagger", certified_tables.render_markdown(alone) + certified_tables.render_latex(alone)
+    )
 
 
 def test_a_damaged_line_is_marked_and_a_torn_last_line_is_not(tmp_path):
@@ -248,13 +252,13 @@ def test_a_damaged_line_is_marked_and_a_torn_last_line_is_not(tmp_path):
 
 
 def test_an_unknown_flag_speaks_for_itself(tmp_path):
-    text = tables.render_markdown(summary.frame([make_run(tmp_path / "a", [ALL], flags=["odd_thing: why"])]))
+    text = certified_tables.render_markdown(summary.frame([make_run(tmp_path / "a", [ALL], flags=["odd_thing: why"])]))
     assert "| rcm¶ |" in text and "- ¶ odd_thing" in text
 
 
 def test_latex_escapes_names(tmp_path):
     run = make_run(tmp_path / "a", [ALL], defense="noise_augmented", variant="100%_&")
-    text = tables.render_latex(summary.frame([run]))
+    text = certified_tables.render_latex(summary.frame([run]))
     assert r"noise\_augmented (100\%\_\&) & 1000 &" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(body) == 1 + 2 + 2 + 1 and text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
@@ -262,7 +266,7 @@ def test_latex_escapes_names(tmp_path):
     assert widths == {len(re.search(r"\{tabular\}\{(l?r*)\}", text)[1]) - 1}
     assert not re.search(r"(?<!\\)[%_#]", text.split("\n", 1)[1])  # the first line is a comment
     every = r"\{}$&#^_~%<>|"
-    assert every.translate(tables.TEX) == (
+    assert every.translate(certified_tables.TEX) == (
         r"\textbackslash{}\{\}\$\&\#\textasciicircum{}\_\textasciitilde{}\%\textless{}\textgreater{}\textbar{}"
     )
 
@@ -273,18 +277,18 @@ def test_latex_bolds_the_best_all_ties_and_no_zero_and_no_partial_row(tmp_path):
         make_run(tmp_path / "b", [ALL, 0], defense="b"),
         make_run(tmp_path / "c", [ALL], defense="c", images=2),
     ]
-    lines = tables.render_latex(summary.frame(runs, radii=[0, 1, 2])).splitlines()[1:]
+    lines = certified_tables.render_latex(summary.frame(runs, radii=[0, 1, 2])).splitlines()[1:]
     bold = r"\textbf{"
     assert lines[5].startswith(f"a & 1000 & 2 & {bold}100.0}} & {bold}50.0}} & -- &")
     assert lines[6].startswith(f"b & 1000 & 2 & 50.0 & {bold}50.0}} & -- &")
     assert lines[7].startswith(r"c$^\dagger$ & 1000 & 1 & 100.0 & 100.0 & -- &")
     nothing = summary.frame([make_run(tmp_path / "d", [WRONG])])
-    assert bold not in tables.render_latex(nothing) and "0.0" in tables.render_latex(nothing)
+    assert bold not in certified_tables.render_latex(nothing) and "0.0" in certified_tables.render_latex(nothing)
 
 
 def test_csv_has_the_promised_columns_and_parses_back_exactly(tmp_path):
     table = summary.frame(three_levels(tmp_path / "in", variant="a, b"))
-    path = tables.write(table, tmp_path / "out" / "t.v1")[1]
+    path = certified_tables.write(table, tmp_path / "out" / "t.v1")[1]
     assert path.name == "t.v1.csv"
     with path.open(newline="") as file:
         head, *rows = csv.reader(file)
@@ -298,7 +302,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     written = []
     for stem, order in (("x", 1), ("y", -1)):
         runs = [record.read(folder) for folder in record.find([tmp_path / "in"])][::order]
-        written.append([path.read_bytes() for path in tables.write(summary.frame(runs), tmp_path / stem)])
+        written.append([path.read_bytes() for path in certified_tables.write(summary.frame(runs), tmp_path / stem)])
     assert written[0] == written[1] and all(written[0])
     assert str(tmp_path).encode() not in b"".join(written[0])
 
@@ -307,7 +311,7 @@ def test_an_unwritable_place_is_an_error_that_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     table = summary.frame([make_run(tmp_path / "a", [ALL])])
     with pytest.raises(DrbenchError, match="cannot write table"):
-        tables.write(table, tmp_path / "file" / "t")
+        certified_tables.write(table, tmp_path / "file" / "t")
 
 
 def test_repeated_runs_are_told_apart(tmp_path):
@@ -315,7 +319,7 @@ def test_repeated_runs_are_told_apart(tmp_path):
     runs = [make_run(tmp_path / "runs" / "rcm" / name, [990, 900]) for name in ("sigma0.5-aaaa", "sigma0.5-bbbb")]
     table = summary.frame([*runs, make_run(tmp_path / "runs" / "other" / "sigma0.5-cccc", [990, 900], defense="other")])
     assert set(table[table.defense == "rcm"].marks) == {"repeat"} and set(table[table.defense == "other"].marks) == {""}
-    text = tables.render_markdown(table)
+    text = certified_tables.render_markdown(table)
     assert "| rcm sigma0.5-aaaa‖ |" in text and "| rcm sigma0.5-bbbb‖ |" in text and "| other |" in text
 
 
@@ -390,7 +394,7 @@ def test_cascades_have_a_group_of_their_own(tmp_path):
     ]
     table = summary.frame(runs)
     assert set(table.marks) == {""}  # no two are repeats of each other
-    text = tables.render_markdown(table, halting.frame(runs))
+    text = certified_tables.render_markdown(table, halting.frame(runs))
     titles = [line for line in text.splitlines() if line.startswith("## digits test")]
     assert titles == [
         "## digits test, σ = 1",
@@ -406,9 +410,9 @@ def test_cascades_have_a_group_of_their_own(tmp_path):
         "| multiscale over σ = 1, 0.25 (test) | 25.0 / 25.0 | 12.5 / 12.5 | 12.5 | 0.0 | 0.0 | 1,512, at most 2,200 |"
     )
     assert line in text
-    tex = tables.render_latex(table)
+    tex = certified_tables.render_latex(table)
     assert r"digits test, cascade over $\sigma = 1, 0.25$: one classifier" in tex and "σ" not in tex
-    alone = tables.render_markdown(summary.frame(runs[1:2]))
+    alone = certified_tables.render_markdown(summary.frame(runs[1:2]))
     assert "upper envelope" not in alone and "Cascades: where" not in alone
 
 
@@ -426,7 +430,7 @@ def test_what_stands_beside_the_acr_by_hand(tmp_path):
     assert first[["p_10", "p_50", "p_90"]].tolist() == pytest.approx(np.quantile([1, 1, 0.9, 0.5], [0.1, 0.5, 0.9]))
     wilson = reference.binomtest(3, 4).proportion_ci(0.95, method="wilson")
     assert (first.wilson_low, first.wilson_high) == pytest.approx((wilson.low, wilson.high), abs=1e-9)
-    text = tables.render_markdown(summary.frame([run]))
+    text = certified_tables.render_markdown(summary.frame([run]))
     line = next(line for line in text.splitlines() if line.startswith("| rcm at σ = 0.5 (test) |"))
     assert line.split(" | ")[1] == f"{first.acr:.3f}" and line.endswith(" 50.0 |")  # one of four may be false
 
@@ -444,7 +448,9 @@ def test_protocols_are_named_with_what_differs(tmp_path):
     record.write_header(run.folder, run.header | {"protocol": {"name": "cohen2019", "differs": ["certify.n = 1000"]}})
     table = summary.frame([record.read(run.folder)])
     assert set(table.preset) == {"cohen2019, except certify.n = 1000"}
-    assert "Protocol cohen2019, except certify.n = 1000: rcm at σ = 0.5 (test)." in tables.render_markdown(table)
+    assert "Protocol cohen2019, except certify.n = 1000: rcm at σ = 0.5 (test)." in certified_tables.render_markdown(
+        table
+    )
 
 
 def test_radii_in_another_norm(tmp_path):
@@ -453,7 +459,9 @@ def test_radii_in_another_norm(tmp_path):
     assert linf.ceiling[0] == pytest.approx(ceiling(0.5) / 8)
     assert linf.radius.tolist() == pytest.approx([i * 4 / 255 for i in range(10)])  # about ten columns
     assert linf[linf.radius > linf.ceiling[0]].certified_accuracy.eq(0).all()
-    assert "r = 4/255" in tables.render_markdown(linf) and "linf radii" in tables.render_markdown(linf)
+    assert "r = 4/255" in certified_tables.render_markdown(linf) and "linf radii" in certified_tables.render_markdown(
+        linf
+    )
     unknown = make_run(tmp_path / "b", [ALL], dataset="elsewhere")
     with pytest.raises(DrbenchError, match="does not say the shape of its images"):
         summary.frame([unknown], norm="linf")
@@ -461,7 +469,7 @@ def test_radii_in_another_norm(tmp_path):
 
 
 def test_distribution_of_the_votes(tmp_path):
-    from drbench import share_plot
+    from drbench.plots import share_plot
 
     runs = [make_run(tmp_path / "a", [ALL, 900, 900, None]), make_cascade(tmp_path / "b", [[990]])]
     written = share_plot.share_curves(runs, tmp_path / "votes")

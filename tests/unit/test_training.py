@@ -106,7 +106,8 @@ def test_sample_is_reproducible():
 
 def test_a_state_belongs_to_one_training(tmp_path, monkeypatch):
     """Another objective, network or data set never goes on from this state."""
-    from drbench import config, data, fitting
+    from drbench import config, data
+    from drbench.jobs import fitting
 
     path = tmp_path / "a.yaml"
     path.write_text("task: train\ndefense: {name: undefended}\ntrain: {checkpoint: m.safetensors}")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from drbench import record, stats, stopping, verify
+from drbench import stats, stopping
 from drbench.evidence import Evidence, Stage
+from drbench.records import record, verify
 from tests.runs import make_run
 
 BUDGET, ALPHA, RADII = 2000, 0.001, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
