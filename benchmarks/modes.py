@@ -18,9 +18,10 @@ import numpy as np
 from scipy import special
 from scipy import stats as reference
 
-from drbench import load_data, load_defense, noises, sequential, stats, stopping
+from drbench import load_data, load_defense, stats
 from drbench.certifiers import kinds
 from drbench.records import record
+from drbench.stats import noises, sequential, stopping
 
 BUDGET, ALPHA, BLOCK, REPEATS = 100_000, 0.001, 100, 4
 RUNS = ("results/digits/full/runs/undefended", "results/digits/full/runs/noise_augmented")

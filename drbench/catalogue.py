@@ -10,12 +10,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, data, registry, robustness, weights
+from drbench import config, data, registry, weights
 from drbench.attacks import presets
 from drbench.config import protocols
 from drbench.errors import DrbenchError
 from drbench.jobs import needs
 from drbench.records import leases, record
+from drbench.stats import robustness
 
 
 def defenses() -> str:

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from drbench import noises, norms, stats, stopping, weights
+from drbench import norms, stats, weights
 from drbench.api import Defense, DrbenchError
 from drbench.attacks import presets
 from drbench.attacks.evaluate import Decision
@@ -25,9 +25,11 @@ from drbench.certifiers.batch_size import find_batch_rows
 from drbench.certifiers.batching import workers
 from drbench.certifiers.noise import sampling
 from drbench.data import Images
+from drbench.evidence import ABSTAIN, Certificate
 from drbench.jobs import build
 from drbench.progress import Progress
-from drbench.robustness import Robustness, robustness
+from drbench.stats import noises, stopping
+from drbench.stats.robustness import Robustness, robustness
 
 COLUMNS = ("id", "label", "prediction", "radius", "correct")
 DETAIL = {"gaussian": {"p_lower": math.nan, "radius_multiclass": 0.0}, "cascade": {"sigma": math.nan, "reason": None}}
@@ -68,7 +70,7 @@ def certify(
     n0, n, alpha : int, int, float
         Selection draws, estimation draws (of each scale), failure probability of each certificate.
     mode : {"fixed", "curtailed", "sequential", "hybrid"}
-        Of one noise level: whether n draws are made, or at most n (see `drbench.stopping`); targets are the quarters.
+        Of one noise level: whether n draws are made, or at most n (see `stats.stopping`); targets are the quarters.
     protocol : {"sound", "paper_code"}
         Of a cascade: see `stats.decide_cascade`.
     noise : {"gaussian", "uniform", "laplace"}
@@ -262,7 +264,7 @@ def _cascade(defense: Defense, scales: list[float], protocol: str) -> dict:
 
 
 def _tidy(image_id, label: int, seen: gaussian.Observation, engine: dict) -> dict:
-    found = stats.decide_as(engine, seen.evidence) if seen.evidence else stats.Certificate(stats.ABSTAIN, 0.0)
+    found = stats.decide_as(engine, seen.evidence) if seen.evidence else Certificate(ABSTAIN, 0.0)
     free = stats.empirical(seen.evidence, found) if seen.evidence else None
     detail = dict(DETAIL[engine["certifier"]])
     if {"mode", "noise"} & set(engine.get("options", {})):

@@ -36,18 +36,13 @@ MAY_IMPORT = {
     "registry": (LEAVES, set()),
     # statistics
     "norms": (LEAVES, {"numpy"}),
-    "noises": (LEAVES, {"scipy"}),
-    "sequential": (LEAVES, {"scipy"}),
-    "stats": (LEAVES | {"evidence", "noises", "sequential"}, {"numpy", "scipy"}),
-    "stopping": ({"evidence", "noises", "sequential", "stats"}, {"numpy", "scipy"}),
-    "robustness": (LEAVES | {"evidence", "stats"}, {"numpy"}),
+    "stats.": (LEAVES | {"evidence"}, {"numpy", "scipy"}),
     # what is read and written
     "files.": (LEAVES | {"progress"}, {"filelock", "huggingface_hub", "yaml"}),
     "weights": (LEAVES | {"files"}, {"yaml", "safetensors", "torch"}),
     "config.": (LEAVES | {"attacks", "norms", "recipe"}, {"omegaconf", "yaml"}),
     "data.": (LEAVES | {"files"}, {"torch", "numpy", "scipy", "pyarrow", "PIL", "yaml", "cv2"}),
-    "records.": (LEAVES | {"evidence", "noises", "norms", "robustness", "sequential", "stats", "stopping"},
-                 {"numpy", "pyarrow", "scipy"}),
+    "records.": (LEAVES | {"evidence", "norms", "stats"}, {"numpy", "pyarrow", "scipy"}),
     # networks
     "training": (LEAVES | {"recipe", "memory"}, {"torch"}),
     "diffusion.": (LEAVES | {"training", "specs"}, {"torch", "numpy", "diffusers", "yaml"}),
@@ -55,22 +50,21 @@ MAY_IMPORT = {
     "checkpoints.": (LEAVES | {"classifiers", "diffusion", "files", "memory", "weights"},
                      {"torch", "numpy", "safetensors", "msgpack"}),
     # the two engines, and what does their work
-    "certifiers.": (LEAVES | {"api", "asking", "cores", "draws", "evidence", "memory", "stats", "stopping"},
-                    {"torch", "numpy"}),
+    "certifiers.": (LEAVES | {"api", "asking", "cores", "draws", "evidence", "memory", "stats"}, {"torch", "numpy"}),
     "attacks.": (LEAVES | {"api", "asking", "cores", "draws", "evidence", "memory", "norms", "stats"},
                  {"torch", "numpy"}),
     "executors.": (LEAVES, {"ray", "submitit"}),
     "jobs.": (LEAVES | {"api", "asking", "attacks", "certifiers", "config", "cost", "data", "diffusion", "draws"}
-              | {"executors", "files", "norms", "progress", "recipe", "records", "registry", "robustness", "stats"}
-              | {"stopping", "weights"}, {"torch", "numpy", "omegaconf", "wandb", "mlflow"}),
+              | {"executors", "files", "norms", "progress", "recipe", "records", "registry", "stats"}
+              | {"weights"}, {"torch", "numpy", "omegaconf", "wandb", "mlflow"}),
     "planning.": (LEAVES | {"api", "attacks", "certifiers", "config", "cost", "data", "evidence", "files", "jobs"}
-                  | {"records", "stats", "stopping"}, {"numpy", "torch", "omegaconf"}),
-    "notebook": (LEAVES | {"api", "attacks", "certifiers", "data", "jobs", "noises", "norms", "progress"}
-                 | {"robustness", "stats", "stopping", "weights"}, {"pandas", "torch", "omegaconf"}),
+                  | {"records", "stats"}, {"numpy", "torch", "omegaconf"}),
+    "notebook": (LEAVES | {"api", "attacks", "certifiers", "data", "evidence", "jobs", "norms", "progress", "stats"}
+                 | {"weights"}, {"pandas", "torch", "omegaconf"}),
     # what is made of records
-    "tables.": (LEAVES | {"evidence", "noises", "records", "robustness", "stats"}, {"numpy", "pandas", "scipy"}),
+    "tables.": (LEAVES | {"evidence", "records", "stats"}, {"numpy", "pandas", "scipy"}),
     "plots.": (LEAVES | {"records", "tables"}, {"numpy", "pandas", "matplotlib"}),
-    "papers.": (LEAVES | {"config", "norms", "records", "robustness", "stats", "tables"}, {"pandas", "yaml"}),
+    "papers.": (LEAVES | {"config", "norms", "records", "stats", "tables"}, {"pandas", "yaml"}),
     "papers.reproduce": (LEAVES | {"config", "files", "jobs", "papers", "planning", "records", "tables"},
                          {"omegaconf"}),
     "comparisons.": (LEAVES | {"attacks", "evidence", "files", "papers", "records", "stats", "tables", "weights"},
@@ -83,7 +77,7 @@ MAY_IMPORT = {
     # for authors and at the prompt
     "conformance.": (LEAVES | {"api", "draws", "cost", "certifiers", "stats", "training"}, {"torch", "numpy"}),
     "testing": (LEAVES | {"api", "conformance"}, {"pytest"}),
-    "catalogue": (LEAVES | {"attacks", "config", "data", "jobs", "records", "registry", "robustness", "weights"},
+    "catalogue": (LEAVES | {"attacks", "config", "data", "jobs", "records", "registry", "stats", "weights"},
                   {"omegaconf"}),
     "stock": (LEAVES | {"checkpoints", "files"}, set()),
     "verbs": (LEAVES | {"catalogue", "comparisons", "config", "gallery", "jobs", "papers", "planning", "plots"}

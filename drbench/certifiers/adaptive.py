@@ -1,7 +1,7 @@
 """Cohen's CERTIFY with votes that are looked at before the budget ends: modes curtailed, sequential and hybrid.
 
 Undecided images are drawn on side by side, so that batches stay full although each image stops when it is decided.
-Decisions are taken at predefined numbers of draws only (`drbench.stopping`), so they depend on the votes alone.
+Decisions are taken at predefined numbers of draws only (`drbench.stats.stopping`), so they depend on the votes alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from itertools import islice
 
 from torch import Tensor
 
-from drbench import stats, stopping
+from drbench import stats
 from drbench.api import Defense, Evidence
 from drbench.certifiers.batching import Forward, even, largest_useful, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.certifiers.gaussian import Observation, check_draws, check_images
 from drbench.certifiers.noise import PLAIN, Smoothing
 from drbench.evidence import Stage
+from drbench.stats import stopping
 
 BATCHES_A_ROUND = 2  # per worker, as long as images last; no more, since a kill loses the draws of open images
 

@@ -29,7 +29,7 @@ CERTAINLY_ONE = 9.3  # beyond, the normal distribution function is nearer to 1 t
 class Smoothing(NamedTuple):
     """How noisy copies are made.
 
-    kind : gaussian, uniform or laplace (`drbench.noises`). sampler : float, grid or sound. grid : L, the pixels are
+    kind : gaussian, uniform or laplace (`stats.noises`). sampler : float, grid or sound. grid : L, the pixels are
     multiples of 1 / L; not needed for "float".
     """
 

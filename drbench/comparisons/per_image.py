@@ -11,7 +11,7 @@ from pandas import Series
 
 from drbench import stats
 from drbench.errors import DrbenchError
-from drbench.evidence import Certificate
+from drbench.evidence import ABSTAIN, Certificate
 from drbench.records.record import Row, Run
 from drbench.tables import summary
 
@@ -66,7 +66,7 @@ def _of_cascade(run: Run, row: Row, found: Certificate, measure: str) -> float:
         return float(levels if measure == "levels" else levels > 1)
     if measure == "wrong":  # a radius of 0 is an abstention, but the cascade did answer
         answer = found.detail["class"] if found.detail.get("reason") == "no radius" else found.prediction
-        return float(answer not in (row.label, stats.ABSTAIN))
+        return float(answer not in (row.label, ABSTAIN))
     free = stats.empirical(row.evidence, found, run.header["engine"]["options"]["p0"])
     if free is None:
         raise DrbenchError(f"{run.folder}: image {row.id} has no clean logits, which {measure!r} is about")

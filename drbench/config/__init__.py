@@ -3,6 +3,10 @@
 Every key maps to a field of `config.keys`; `defense.args.*` to keyword arguments of the defense. An unknown key or a
 wrong type is an error that names the key. Nothing in a file chooses code: names are looked up in `drbench.registry`.
 `???` is the value of what a paper did not publish: such a file can be shown, and runs when the command line gives it.
+
+keys         all keys, with their types and defaults
+checks       what their values have to fulfil
+protocols    presets of published evaluations
 """
 
 from __future__ import annotations

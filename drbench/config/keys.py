@@ -28,7 +28,7 @@ class DefenseSpec:
 @dataclass
 class Certify:
     kind: str = "gaussian"  # gaussian | cascade | lipschitz
-    mode: str = "fixed"  # fixed | curtailed | sequential | hybrid, see `drbench.stopping`
+    mode: str = "fixed"  # fixed | curtailed | sequential | hybrid, see `drbench.stats.stopping`
     radii: list[float] | None = None  # targets of the other modes, pixel units; null: 0, 0.25, ... to the ceiling
     give_up: float = 0.01  # sequential, hybrid: a target is given up when n draws would reach it with less chance
     sigma: float = 0.5  # pixel units; of a cascade its largest scale, filled in
@@ -42,7 +42,7 @@ class Certify:
     select: str = "votes"  # votes: class by n0 draws | label: the true class is tested, without selection draws
     sequence: str = "e-process"  # sequential, hybrid: e-process | union, see `stats.decide_gaussian`
     tolerance: float | None = None  # other modes than fixed: stop all images when no column can move by more; a share
-    noise: str = "gaussian"  # gaussian | uniform | laplace, of standard deviation sigma, see `drbench.noises`
+    noise: str = "gaussian"  # gaussian | uniform | laplace, of standard deviation sigma, see `drbench.stats.noises`
     sampler: str = "float"  # float | grid | sound, see `drbench.certifiers.noise`
     bound: str = "clopper-pearson"  # clopper-pearson | randomized, see `stats.randomized_upper`
     rounding: str = "none"  # none | significant3 | decimal4: radii as the protocol's program prints them

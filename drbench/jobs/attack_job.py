@@ -25,7 +25,7 @@ from drbench.jobs import audit_job, build
 from drbench.progress import Progress
 from drbench.records import examples, record
 from drbench.records.record import Row
-from drbench.robustness import VERSION, robustness
+from drbench.stats.robustness import VERSION, robustness
 
 __all__ = ["batch_rows", "check", "cost", "engine", "finish", "job", "observe", "plan", "rerun", "source_weights"]
 

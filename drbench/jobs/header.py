@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, cost, data, registry, stats, stopping
+from drbench import config, cost, data, registry, stats
 from drbench.api import Defense
 from drbench.certifiers import lipschitz
 from drbench.certifiers.noise import sampling
@@ -26,6 +26,7 @@ from drbench.config.keys import Certify
 from drbench.data import Images
 from drbench.jobs import attack_job
 from drbench.records import record
+from drbench.stats import stopping
 from drbench.weights import Weights
 
 PACKAGES = ("torch", "numpy", "scipy", "diffusers", "scikit-learn", "omegaconf")

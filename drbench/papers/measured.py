@@ -11,12 +11,12 @@ from pandas import DataFrame
 from drbench import stats
 from drbench.norms import FLOW
 from drbench.records.record import Run
-from drbench.robustness import robustness
+from drbench.stats.robustness import robustness
 from drbench.tables import halting, summary
 
 SECONDS = ("latency_s_per_image", "seconds_per_image")
 COSTS = ("network_calls_per_noise_sample", "nfe_per_image", *SECONDS)
-# metric of an attack run -> which answers, and which accuracy of `drbench.robustness`; "worst" is the worst of ten
+# metric of an attack run -> which answers, and which accuracy of `stats.robustness`; "worst" is the worst of ten
 ATTACKED = {
     "robust_accuracy": ("adversarial", "average"),
     "robust_accuracy_average": ("adversarial", "average"),

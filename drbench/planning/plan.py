@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from drbench import config, cost, stats, stopping
+from drbench import config, cost
 from drbench.api import Defense, Evidence
 from drbench.certifiers import kinds
 from drbench.certifiers.batch_size import find_batch_rows
@@ -24,7 +24,7 @@ from drbench.certifiers.batching import Forward, workers
 from drbench.certifiers.engine import Request, count_votes
 from drbench.data import Images, shape
 from drbench.data.subsets import choose, label
-from drbench.evidence import Stage
+from drbench.evidence import Certificate, Stage
 from drbench.files import datasets
 from drbench.jobs import build, execution, header, needs
 from drbench.jobs.worker import prepare
@@ -32,6 +32,7 @@ from drbench.planning import attack_planning, first_calls
 from drbench.planning.effort import BACKWARD
 from drbench.records import record
 from drbench.records.record import Row
+from drbench.stats import stopping
 
 DRAWS_PER_IMAGE, MOST_IMAGES, STREAMS = 50, 50, 20  # of the pilot; simulated streams per image of it
 PATIENCE = 0.25  # seconds of a draw above which no whole one is timed: a pilot makes hundreds
@@ -182,7 +183,7 @@ def _line(engine: dict, scales: Sequence[float], images: Images) -> int:
     """Bytes of a recorded image with votes for three classes at each scale."""
     n0, n = engine["n0"], engine["n"]
     stages = tuple(Stage(sigma, {0: n0}, n0, {0: n - 2 * (n // 3), 1: n // 3, 2: n // 3}, n) for sigma in scales)
-    row = Row(images.ids[-1], 0, Evidence(stages), stats.Certificate(0, 0.123456789, {"p_lower": 0.987654321}), 0.123)
+    row = Row(images.ids[-1], 0, Evidence(stages), Certificate(0, 0.123456789, {"p_lower": 0.987654321}), 0.123)
     return len(record.encode(row.to_json()))
 
 

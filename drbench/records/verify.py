@@ -9,7 +9,7 @@ from drbench.errors import DrbenchError
 from drbench.records import verify_attack
 from drbench.records.record import Row, Run, evidence_sha256
 from drbench.stats import VERSIONS, decide_as, levels, top_class
-from drbench.stopping import Rule, Table, rule
+from drbench.stats.stopping import Rule, Table, rule
 
 
 def problems(run: Run) -> list[str]:

@@ -10,7 +10,7 @@ from drbench import norms
 from drbench.errors import DrbenchError
 from drbench.records import examples
 from drbench.records.record import Row, Run
-from drbench.robustness import VERSION
+from drbench.stats.robustness import VERSION
 
 
 def problems(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from pandas import DataFrame
 
 from drbench.errors import DrbenchError
 from drbench.records.record import Run
-from drbench.robustness import Robustness, robustness
+from drbench.stats.robustness import Robustness, robustness
 from drbench.tables import summary
 from drbench.tables.certified_tables import MD, TEX
 from drbench.tables.frames import named_rows

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
-from drbench import noises, stats
+from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate
 from drbench.records.record import Run
+from drbench.stats import noises
 from drbench.tables import quantities
 from drbench.tables.quantities import QUANTILES
 

@@ -10,6 +10,7 @@ from scipy import stats as reference
 from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Evidence, Stage
+from drbench.stats import cascade
 
 N, SCALES = 10_000, (0.25, 0.5, 1.0)
 PASSED = {0: 4000, 1: 3000, 2: 2000, 3: 996, 4: 4}
@@ -59,22 +60,22 @@ def test_off_class_bounds(counts, top, goodman, exact):
     """The bound, and the radius that it leaves at sigma = 1."""
     early = stage(1.0, dict(enumerate(counts)))
     for bounds, (limit, radius) in (("goodman", goodman), ("exact", exact)):
-        found = stats._off_class(early, top, 0.0005, len(counts), bounds)
+        found = cascade._off_class(early, top, 0.0005, len(counts), bounds)
         assert found == pytest.approx(limit, abs=6e-7)
         assert -reference.norm.ppf(found) == pytest.approx(radius, abs=6e-5)
 
 
 def test_rare_classes_are_pooled():
-    assert stats._pooled([3000, 2000, 996, 4]) == [3000, 2000, 1000]
-    assert stats._pooled([25, 15, 10, 5, 3, 1, 1, 0, 0]) == [25, 15, 10, 5, 5]
-    assert stats._pooled([4, 4, 2, 1]) == [11] and stats._pooled([2]) == [2]
+    assert cascade._pooled([3000, 2000, 996, 4]) == [3000, 2000, 1000]
+    assert cascade._pooled([25, 15, 10, 5, 3, 1, 1, 0, 0]) == [25, 15, 10, 5, 5]
+    assert cascade._pooled([4, 4, 2, 1]) == [11] and cascade._pooled([2]) == [2]
 
 
 def test_few_groups_get_an_exact_bound_for_the_halting_class():
     """Where the official code bounds the class that an earlier scale selected."""
     early = stage(1.0, {0: 300, 1: 697, 2: 3}, selected=0)
-    assert stats._off_class(early, 0, 0.001, 3, "goodman") == pytest.approx(stats.cp_upper(700, 1000, 0.001))
-    assert stats._off_class(early, 1, 0.001, 3, "goodman") == pytest.approx(stats.cp_upper(303, 1000, 0.001))
+    assert cascade._off_class(early, 0, 0.001, 3, "goodman") == pytest.approx(stats.cp_upper(700, 1000, 0.001))
+    assert cascade._off_class(early, 1, 0.001, 3, "goodman") == pytest.approx(stats.cp_upper(303, 1000, 0.001))
 
 
 @pytest.mark.parametrize(

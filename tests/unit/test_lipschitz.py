@@ -7,7 +7,7 @@ from drbench import config, stats
 from drbench.api import Defense, DrbenchError
 from drbench.certifiers import lipschitz
 from drbench.cli import main
-from drbench.evidence import Evidence, Stage
+from drbench.evidence import ABSTAIN, Evidence, Stage
 from drbench.records import record, verify
 
 SHAPE = (1, 2, 2)
@@ -61,7 +61,7 @@ def test_radius_of_a_linear_classifier():
 def test_ties_abstain_and_nothing_is_decided_without_logits():
     about = {"lipschitz": 1.0, "exact": True, "ceiling": 1.0}
     stage = Stage(0.0, {}, 0, {0: 1}, 1)
-    assert stats.decide("lipschitz", Evidence((stage,), (1.0, 1.0, 0.0)), 0.1, **about).prediction == stats.ABSTAIN
+    assert stats.decide("lipschitz", Evidence((stage,), (1.0, 1.0, 0.0)), 0.1, **about).prediction == ABSTAIN
     found = stats.decide("lipschitz", Evidence((stage,), (0.5, 2.0, 1.0)), 0.1, **about)
     assert (found.prediction, found.radius) == (1, 0.5)
     with pytest.raises(DrbenchError, match="expects clean logits"):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from drbench import noises, stats
+from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Evidence, Stage
+from drbench.stats import noises
 
 B, SCALE = math.sqrt(3), 1 / math.sqrt(2)  # half width of uniform, scale of Laplace noise of variance 1
 

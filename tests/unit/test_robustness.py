@@ -8,8 +8,8 @@ import pytest
 
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Answers, Attacked, Tried
-from drbench.robustness import majority, robustness, worst_of_m
 from drbench.stats import interval
+from drbench.stats.robustness import majority, robustness, worst_of_m
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 1), (6, 3), (7, 7)])

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from drbench import noises, stats
+from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
-from drbench.sequential import checkpoints, log_e_above, share_above, union_level
-from drbench.stopping import Table, _chance, rule, simulate
+from drbench.stats import noises
+from drbench.stats.sequential import checkpoints, log_e_above, share_above, union_level
+from drbench.stats.stopping import Table, _chance, rule, simulate
 
 
 @pytest.mark.parametrize(

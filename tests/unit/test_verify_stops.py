@@ -2,9 +2,10 @@
 
 import pytest
 
-from drbench import stats, stopping
+from drbench import stats
 from drbench.evidence import Evidence, Stage
 from drbench.records import record, verify
+from drbench.stats import stopping
 from tests.runs import make_run
 
 BUDGET, ALPHA, RADII = 2000, 0.001, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from drbench import noises, stats
+from drbench import stats
 from drbench.evidence import Evidence
-from drbench.sequential import checkpoints, log_e_above, union_level
+from drbench.stats import noises
+from drbench.stats.sequential import checkpoints, log_e_above, union_level
 
 MARGIN = 2.33  # standard deviations that a forecast must leave: it is exceeded about once in a hundred tables
 
