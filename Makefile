@@ -43,7 +43,7 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 	$(BIN)/drbench table $$attacked --out results/digits/robust && \
 	$(BIN)/drbench plot $$attacked --out results/digits/robust && wait $$!
 
-digits-full: setup  ## the same on all 500 test images, with more draws (1 to 2 hours)
+digits-full: setup  ## the same on all 500 test images, with more draws (about an hour)
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) $(FULL_ATTACKS) run.executor=processes --out results/digits/full
 	$(MAKE) figures
 
