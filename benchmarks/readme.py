@@ -15,7 +15,7 @@ from pandas import DataFrame
 
 from drbench.comparisons import claim_tables
 from drbench.errors import DrbenchError
-from drbench.tables.certified_tables import MD
+from drbench.tables.saving import MD
 
 ROOT = Path(__file__).parents[1]
 RADII = (0.0, 0.25, 0.5, 0.75)

@@ -10,9 +10,8 @@ import pandas as pd
 from pandas import DataFrame
 
 from drbench.comparisons.claims import RULE, VERDICTS
-from drbench.tables.certified_tables import MD, TEX
 from drbench.tables.frames import named_rows
-from drbench.tables.saving import save
+from drbench.tables.saving import MD, TEX, save
 
 HEAD = ("claim", "published", "verdict", "here", "p, Holm", "up, down", "images", "seeds", "calls and time of a draw",
         "how")  # fmt: skip

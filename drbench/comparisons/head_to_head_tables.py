@@ -7,9 +7,8 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from drbench.tables.certified_tables import MD, TEX
 from drbench.tables.frames import first_row, named_rows
-from drbench.tables.saving import save
+from drbench.tables.saving import MD, TEX, save
 
 NOTES = """\
 - Same images in all rows of a table, and the same number of draws: of a run that made more, a random subset of the

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from drbench.gallery.contents import ABSTAINS, MARKS, RIGHT, WRONG, Gallery, Grid, Tile, write_sidecar
-from drbench.plots.certified_plots import save
+from drbench.plots.saving import save
 
 # inches: a tile and the lines below it, the gap to the next tile and the next group, the names left of the rows
 TILE, GAP, GROUP, HEAD, EDGE = 1.0, 0.16, 0.16, 1.3, 0.12

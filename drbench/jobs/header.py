@@ -24,6 +24,7 @@ from drbench.certifiers.noise import sampling
 from drbench.config import protocols
 from drbench.config.keys import Certify
 from drbench.data import Images
+from drbench.files import places
 from drbench.jobs import attack_job
 from drbench.records import record
 from drbench.stats import stopping
@@ -150,7 +151,7 @@ def sources(name: str) -> dict[str, str]:
     module = Path(sys.modules[registry.find(name).__module__].__file__)
     package = (module.parent / "__init__.py").exists()
     own = sorted(module.parent.rglob("*.py")) if package else [module]
-    return {"drbench": _hash(sorted(Path(__file__).parents[1].rglob("*.py"))), "defense": _hash(own)}
+    return {"drbench": _hash(sorted((places.PROJECT / "drbench").rglob("*.py"))), "defense": _hash(own)}
 
 
 def _hash(files: Sequence[Path]) -> str:
@@ -210,16 +211,15 @@ def _environment(device: torch.device, cell: DictConfig, batch_rows: int, worker
 
 def _code() -> dict:
     """Version; and if this runs from a checkout, its commit and whether the code differs from it."""
-    root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+            done = subprocess.run(["git", "-C", places.PROJECT, *words], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None
         return done.stdout.strip()
 
-    tracked = git("ls-files", "--error-unmatch", "drbench/jobs/header.py") is not None
+    tracked = git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
     commit = git("rev-parse", "HEAD") if tracked else None
     dirty = bool(commit and git("status", "--porcelain", "--", *CODE))
     return {"version": metadata.version("drbench"), "commit": commit, "dirty": dirty}

@@ -21,8 +21,7 @@ from drbench.papers import measured
 from drbench.papers.measured import Known, Measured
 from drbench.records.record import Run
 from drbench.tables import summary
-from drbench.tables.certified_tables import TEX
-from drbench.tables.saving import save
+from drbench.tables.saving import TEX, save
 
 COLUMNS = [
     "paper", "table", "dataset", "norm", "method", "variant", "sigma", "radius", "metric", "value", "provenance",

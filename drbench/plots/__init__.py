@@ -5,4 +5,5 @@ certified_plots, robust_plots
              accuracy against radius, and against eps
 share_plot   votes for the right class, over the images
 pareto_plot  certified accuracy against cost
+saving       files of one stem, in one style
 """

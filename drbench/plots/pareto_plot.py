@@ -14,15 +14,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
-from drbench.plots import certified_plots
-from drbench.plots.curves import COLOURS
+from drbench.plots import saving
+from drbench.plots.curves import COLOURS, MARKERS
 from drbench.records.record import Run
 from drbench.tables import pareto, summary
 from drbench.tables.frames import first_row, named_rows
 from drbench.tables.summary import METHOD
 
 COSTS = {"": ("evaluations", "network evaluations per image"), "-seconds": ("seconds_per_image", "seconds per image")}
-MARKERS = "os^DvPX*<>hpd"
 
 
 def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
@@ -38,7 +37,7 @@ def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
         some = table[table[column] > 0]
         if some.empty:
             raise DrbenchError(f"no plot {stem}: none of these runs has a cost in {label}; add one with a network")
-        paths += certified_plots.save(partial(_draw, some, column, label, styles), stem.with_name(stem.name + suffix))
+        paths += saving.save(partial(_draw, some, column, label, styles), stem.with_name(stem.name + suffix))
     return paths
 
 

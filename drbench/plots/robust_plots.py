@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from drbench.plots.certified_plots import MARKERS, save
-from drbench.plots.curves import COLOURS, DASHES
+from drbench.plots.curves import COLOURS, DASHES, MARKERS
+from drbench.plots.saving import save
 from drbench.records.record import Run
 from drbench.tables import robust_tables
 from drbench.tables.robust_tables import LINE, PANEL

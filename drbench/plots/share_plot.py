@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
-from drbench.plots import certified_plots, curves
+from drbench.plots import curves, saving
 from drbench.records.record import Run
 from drbench.tables import quantities, summary
 from drbench.tables.frames import first_row
@@ -37,7 +37,7 @@ def share_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
         )
     tidy = pd.concat([_tidy(row, shares) for row, shares in curves], ignore_index=True)
     table = Path(stem).with_name(Path(stem).name + ".csv")
-    written = certified_plots.save(lambda: _draw(tidy), stem)
+    written = saving.save(lambda: _draw(tidy), stem)
     table.write_text(tidy.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
     return [*written, table]
 

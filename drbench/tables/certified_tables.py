@@ -12,7 +12,7 @@ from pandas import DataFrame
 
 from drbench.tables import beside
 from drbench.tables.frames import named_rows
-from drbench.tables.saving import save
+from drbench.tables.saving import MD, TEX, save
 from drbench.tables.summary import COLUMNS, DATA, METHOD, envelope, groups, method_name, split, where
 
 # mark -> sign in Markdown, sign in LaTeX, meaning; any other flag of a run speaks for itself
@@ -90,11 +90,6 @@ SIGNS = {
     "log": ("!", r"$^!$", "log: the imported log is odd in some respect; `drbench verify` says how"),
     "damaged": ("§", r"$^\S$", "damaged: the run folder holds unreadable or contradicting lines"),
 }
-# what would change a table, escaped; underscores inside words are harmless in Markdown
-MD = str.maketrans({"\n": " ", **{sign: f"\\{sign}" for sign in "\\|*`<[$~"}})
-TEX = str.maketrans({"\n": " ", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-                     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}",
-                     **{sign: f"\\{sign}" for sign in "&%$#_{}"}})  # fmt: skip
 
 
 class Group(NamedTuple):

@@ -13,9 +13,8 @@ from drbench.errors import DrbenchError
 from drbench.records.record import Run
 from drbench.stats.robustness import Robustness, robustness
 from drbench.tables import summary
-from drbench.tables.certified_tables import MD, TEX
 from drbench.tables.frames import named_rows
-from drbench.tables.saving import save
+from drbench.tables.saving import MD, TEX, save
 
 THREAT = ["dataset", "subset", "norm", "eps"]
 PANEL, LINE = ["dataset", "subset", "norm"], ["defense", "variant", "sigma", "preset"]  # of figures

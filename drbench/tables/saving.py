@@ -1,4 +1,4 @@
-"""Writes a table to files of one stem. No torch."""
+"""Writes a table to files of one stem, and what Markdown and LaTeX want escaped. No torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from pathlib import Path
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
+
+# what would change a table, escaped; underscores inside words are harmless in Markdown
+MD = str.maketrans({"\n": " ", **{sign: f"\\{sign}" for sign in "\\|*`<[$~"}})
+TEX = str.maketrans({"\n": " ", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+                     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}",
+                     **{sign: f"\\{sign}" for sign in "&%$#_{}"}})  # fmt: skip
 
 
 def save(stem: str | Path, table: DataFrame, markdown: str, latex: str | None = None) -> list[Path]:

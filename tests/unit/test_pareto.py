@@ -84,7 +84,7 @@ def test_plot_is_reproducible(runs, tmp_path):
 def test_a_defense_looks_the_same_in_both_plots(runs, tmp_path, monkeypatch):
     free = make_run(tmp_path / "free", [990, 700, 400, 400], defense="constant", nfe={})
     drawn = []
-    monkeypatch.setattr(pareto_plot.certified_plots, "save", lambda draw, stem: drawn.append(draw()) or [])
+    monkeypatch.setattr(pareto_plot.saving, "save", lambda draw, stem: drawn.append(draw()) or [])
     pareto_plot.cost_curves([free, *runs], tmp_path / "cost")
     by_calls, by_seconds = ({handle.get_label(): (handle.get_color(), handle.get_marker()) for handle in
                              figure.legends[0].legend_handles} for figure in drawn)  # fmt: skip

@@ -14,7 +14,7 @@ from drbench import stats
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
 from drbench.records import record, verify
-from drbench.tables import certified_tables, halting, summary
+from drbench.tables import certified_tables, halting, saving, summary
 from drbench.tables.frames import first_row, named_rows
 from tests.runs import make_cascade, make_run
 
@@ -266,7 +266,7 @@ def test_latex_escapes_names(tmp_path):
     assert widths == {len(re.search(r"\{tabular\}\{(l?r*)\}", text)[1]) - 1}
     assert not re.search(r"(?<!\\)[%_#]", text.split("\n", 1)[1])  # the first line is a comment
     every = r"\{}$&#^_~%<>|"
-    assert every.translate(certified_tables.TEX) == (
+    assert every.translate(saving.TEX) == (
         r"\textbackslash{}\{\}\$\&\#\textasciicircum{}\_\textasciitilde{}\%\textless{}\textgreater{}\textbar{}"
     )
 
