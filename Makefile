@@ -30,6 +30,7 @@ setup: $(BIN)/.installed  ## virtual environment in .venv, with drbench installe
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps torchattacks==3.5.1  # a peer in tests; pins an old requests
 	@$(BIN)/python -m compileall -qq -j 0 $(BIN)/../lib || true  # on all cores, pip takes one; some templates do not parse
 	@touch $@
 

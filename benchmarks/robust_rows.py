@@ -11,10 +11,11 @@ HEAD = "| variant | threat | images | clean | average | majority | worst of 10 |
 
 
 def rows(name: str, job: str = "full") -> list[str]:
-    """Lines of a Markdown table; accuracies in %, of the average with its 95 % interval over the images."""
+    """Lines of a Markdown table; accuracies in %, of the average with its 95 % interval; none without runs."""
     table = pd.read_csv(f"results/digits/{job}/robust.csv", keep_default_na=False)
-    lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
-    for row in table[table["defense"] == name].itertuples():
+    own = table[table["defense"] == name]
+    lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"] if len(own) else []
+    for row in own.itertuples():
         sigma = f"σ = {row.sigma:g}" if row.sigma else ""
         average, low, high = (f"{100 * share:.1f}" for share in (row.average, row.average_low, row.average_high))
         variant = ", ".join(filter(None, (row.variant, sigma))) or "–"

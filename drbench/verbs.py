@@ -122,6 +122,14 @@ def _asked_again(args, folder: Path) -> list[str]:
     return runner.rerun(folder)
 
 
+def _only_certified(runs, word: str) -> None:
+    from drbench.errors import DrbenchError
+
+    for run in runs:
+        if run.task != "certify":
+            raise DrbenchError(f"{word} expects certifications, {run.folder} is an attack: `drbench table` shows it")
+
+
 def do_table(args) -> None:
     from drbench.comparisons import compare
     from drbench.errors import DrbenchError
@@ -135,6 +143,7 @@ def do_table(args) -> None:
         raise DrbenchError("expected run folders, or --compare A B")
     if args.compare:
         sides = [[record.read(folder) for folder in record.find([path])] for path in args.compare]
+        _only_certified([run for side in sides for run in side], "--compare")
         differences = compare.compare(*sides, args.radii, args.norm)
         if args.out is None:
             print(compare.render(differences))
@@ -148,6 +157,9 @@ def do_table(args) -> None:
         print(*(head_to_head_tables.write(page, args.out) if args.out else [head_to_head_tables.render_markdown(page)]))
         return
     runs, task = _runs_of_one_task(args.paths)
+    for option in ("cost", "norm", "radii", "shares"):
+        if getattr(args, option, None):
+            _only_certified(runs, f"--{option}")
     if task == "attack":
         attacked = robust_tables.frame(runs)
         print(*(robust_tables.write(attacked, args.out) if args.out else [robust_tables.render_markdown(attacked)]))
@@ -193,6 +205,9 @@ def do_plot(args) -> None:
     from drbench.plots import certified_plots, pareto_plot, robust_plots, share_plot
 
     runs, task = _runs_of_one_task(args.paths)
+    for option in ("cost", "norm", "radii", "shares"):
+        if getattr(args, option, None):
+            _only_certified(runs, f"--{option}")
     if task == "attack":
         written = robust_plots.robust_curves(runs, args.out)
     elif args.cost:
@@ -260,7 +275,9 @@ def do_compact(args) -> None:
 def do_export(args) -> None:
     from drbench.records import logs, record
 
-    print(logs.cohen_tsv(record.read(args.run), args.compat), end="")
+    run = record.read(args.run)
+    _only_certified([run], "export")
+    print(logs.cohen_tsv(run, args.compat), end="")
 
 
 def do_reproduce(args) -> None:

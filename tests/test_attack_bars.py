@@ -78,7 +78,7 @@ def test_eot_beats_autoattack_rand_at_a_third_of_its_cost():
     [("undefended", "classifier", "linf", 0.1), ("adversarial_training", "adversarial_training", "l2", 0.5)],
 )
 def test_autoattack_is_as_strong_as_torchattacks_on_digits(name, weights, norm, eps):
-    pytest.importorskip("torchattacks", reason="needs the extra drbench[torchattacks]")
+    pytest.importorskip("torchattacks", reason="needs torchattacks, see `make setup`")
     images = drbench.load_data("digits", subset="first10")
     defense = drbench.load_defense(name, images, f"digits/{weights}")
     ours, theirs = both(defense, images, norm, eps, queries=300)
@@ -88,7 +88,7 @@ def test_autoattack_is_as_strong_as_torchattacks_on_digits(name, weights, norm, 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs networks and images in $DRBENCH_SHARED/data")
 def test_autoattack_is_as_strong_as_torchattacks_on_a_resnet(monkeypatch):
-    pytest.importorskip("torchattacks", reason="needs the extra drbench[torchattacks]")
+    pytest.importorskip("torchattacks", reason="needs torchattacks, see `make setup`")
     monkeypatch.setattr(views, "SMALLEST", 1)  # without padding: of two images it would be most of the work
     images = data.load("cifar10-jpeg", "test", "first2", str(SHARED / "cifar10-jpeg"))
     ours, theirs = both(pretrained(20), images, "linf", 1 / 255, queries=50)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -233,8 +234,23 @@ def test_verify_finds_an_infeasible_example_that_was_recorded_so(reference, tmp_
             evidence = replace(evidence, example=norms.digest(first), distance=far)
         writer.write(replace(row, evidence=evidence))
     writer.close()
-    (problem,) = verify.problems(record.read(folder))
-    assert "not allowed" in problem
+    infeasible, changed = verify.problems(record.read(folder))
+    assert "not allowed" in infeasible and "evidence_sha256" in changed
+
+
+def test_verify_finds_answers_that_were_changed(reference, tmp_path):
+    """All adversarial answers made right, every line with its new checksum."""
+    from dataclasses import replace
+
+    shutil.copytree(reference.folder, tmp_path / "run", ignore=shutil.ignore_patterns("rows*"))
+    writer = record.Writer(tmp_path / "run")
+    for row in reference.ordered():
+        seen = row.evidence.adversarial
+        right = replace(seen, votes={row.label: seen.count}, first=row.label)
+        writer.write(replace(row, evidence=replace(row.evidence, adversarial=right)))
+    writer.close()
+    (problem,) = verify.problems(record.read(tmp_path / "run"))
+    assert "answers differ from what the run recorded" in problem
 
 
 def test_verify_finds_other_clean_images(reference, tmp_path):
@@ -378,3 +394,10 @@ def test_the_identity_covers_the_attack_and_nothing_of_certification():
     certify = config.load(ROOT / "benchmarks/digits/full/undefended.yaml", ["certify.sigma=0.25"])
     changed = config.load(ROOT / "benchmarks/digits/full/undefended.yaml", ["certify.sigma=0.25", "attack.eps=0.3"])
     assert config.identity(certify[0], []) == config.identity(changed[0], [])
+
+
+@pytest.mark.parametrize("words", [["export"], ["table", "--cost"], ["table", "--norm", "l1"], ["plot", "--shares"]])
+def test_what_is_for_certifications_is_refused(reference, words, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "page")] if words[0] == "plot" else []
+    assert main([words[0], str(reference.folder), *words[1:], *out]) == 2
+    assert "expects certifications" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def climb(problem: Problem, x: Tensor, loss: Loss, steps: int, draws: int, targe
     certain = problem.certain and early
     found, broken = problem.x.clone(), torch.zeros(len(problem), dtype=torch.bool, device=x.device)
     active, candidates = torch.arange(len(problem), device=x.device), Candidates(problem)
-    answer = problem.query(x, loss, 0, draws=draws, target=target)
+    asked, answer = x, problem.query(x, loss, 0, draws=draws, target=target)
     slope, losses, n = answer.gradient, answer.loss, len(problem)
     size = torch.full((n,), control.first * problem.threat.eps, device=x.device)
     state = State(x, x, slope, losses, size, x, losses, slope, torch.zeros(n, device=x.device), losses,
@@ -105,13 +105,13 @@ def climb(problem: Problem, x: Tensor, loss: Loss, steps: int, draws: int, targe
     for step in range(1, steps + 1):
         if certain and (answer.failures > 0).any():
             out = answer.failures > 0
-            found[active[out]], broken[active[out]] = state.x[out], True
+            found[active[out]], broken[active[out]] = asked[out], True  # `state.x` may have gone back to the best
             left = (~out).nonzero().flatten()
             active, state, problem = active[left], state.at(left), problem.at(left)
             target = None if target is None else target[left]
             if not len(left):
                 return found[:, None], broken
-        moved = control.move(state, problem, step)
+        asked = moved = control.move(state, problem, step)
         answer = problem.query(moved, loss, step, draws=draws, target=target, gradient=step < steps)
         slope = state.gradient if answer.gradient is None else answer.gradient
         state.before, state.x, state.gradient = state.x, moved, slope
@@ -126,7 +126,7 @@ def climb(problem: Problem, x: Tensor, loss: Loss, steps: int, draws: int, targe
     if not certain:
         return (candidates.all() if early else state.best[:, None]), broken
     out = answer.failures > 0
-    found[active], broken[active] = _pick(out, state.x, state.best), out
+    found[active], broken[active] = _pick(out, asked, state.best), out
     return found[:, None], broken
 
 

@@ -97,7 +97,7 @@ def random_noise(case: Case) -> Check:
     if case.spatial:
         return []
     (noise,) = yield [case.attack(member("noise", tries=20))]
-    beaten = case.beaten(noise, case.job)
+    beaten = case.beaten(noise, case.aimed)
     return [Finding("noise", beaten > POINT * len(case.x), f"random noise beats the attacks on {beaten} images")]
 
 
@@ -158,7 +158,7 @@ def gradient_free(case: Case) -> Check:
         if hasattr(case.suite.defense, "purify"):
             others["bpda>exact"] = replace(case.main, view="identity")
     outcomes = yield [case.attack(other) for other in others.values()]
-    beaten = [case.beaten(outcome, case.job) for outcome in outcomes]
+    beaten = [case.beaten(outcome, case.aimed) for outcome in outcomes]
     return [
         Finding(name, count > 0, f"{other.label} beats the attacks on {count} of {len(case.x)} images")
         for (name, other), count in zip(others.items(), beaten, strict=True)
@@ -169,7 +169,9 @@ def loss_rises(case: Case) -> Check:
     """On the same draws the loss at the examples is above that at the images that were right."""
     yield []
     keys = Keys(case.suite.seed, case.ids, "audit/loss")
-    view, draws = case.suite.deployed, case.suite.draws
+    if not case.suite.threat.eps:
+        return []
+    view, draws = case.suite.deployed, case.draws
     before, after = (
         evaluate.judge(view, case.suite.threat.image(examples, case.x), case.y, keys, draws, case.suite.rows)[1]
         for examples in (case.clean, case.examples)

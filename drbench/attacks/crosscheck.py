@@ -1,6 +1,7 @@
 """Attacks of the library `torchattacks` (Kim 2020, arXiv 2010.01950) behind our interface: an independent cross-check.
 
-`pip install drbench[torchattacks]`. Every setting that matters is stated here, because the library's own defaults are
+`pip install --no-deps torchattacks==3.5.1` (it pins an old `requests`; `make setup` does so). Every setting that matters
+is stated here, because the library's own defaults are
 not those of AutoAttack (10 steps instead of 100). Its update rules, projections and random numbers are its own, so a
 mistake of ours is not repeated; its cost is counted by watching the network calls.
 """
@@ -51,7 +52,7 @@ def library_attack(problem: Problem, *, name: str = "APGD", steps: int = 100, qu
     try:
         library = import_module("torchattacks")
     except ImportError as error:
-        raise DrbenchError(f"the cross-check needs `pip install drbench[torchattacks]`: {error}") from error
+        raise DrbenchError(f"the cross-check needs `pip install --no-deps torchattacks==3.5.1`: {error}") from error
     network = Counted(problem)
     norm, eps, seed = NORMS[problem.threat.norm], problem.threat.eps, problem.keys.seed
     own = SETTINGS[name](steps, queries, problem.view.classes)

@@ -17,6 +17,7 @@ from drbench.attacks.oracle import Keys
 from drbench.attacks.presets import Member
 from drbench.attacks.suite import Found, Suite
 
+DRAWS = 20  # answers at least, where they are random: of six, none and all right may be chance at 3.5 standard errors
 SIGMAS = 3.5  # standard errors that separate a finding from chance: 20 checks on 32 images stay quiet
 POINT = 0.01
 
@@ -32,7 +33,7 @@ class Attack(NamedTuple):
 class Case:
     """The images of an audit, on the device, and attacks on them.
 
-    An outcome is (B,) the share of right ones among `suite.draws` single answers.
+    An outcome is (B,) the share of right ones among `draws` single answers.
     """
 
     suite: Suite
@@ -51,6 +52,11 @@ class Case:
         """Whether examples are flows, for which there are no gradient-free attacks."""
         return self.suite.threat.norm == norms.FLOW
 
+    @property
+    def draws(self) -> int:
+        """Answers of a verdict."""
+        return self.suite.draws if self.suite.deterministic else max(DRAWS, self.suite.draws)
+
     @cached_property
     def clean(self) -> Tensor:
         """The example of each image that leaves it as it is."""
@@ -58,7 +64,8 @@ class Case:
 
     def attack(self, *members: Member, scale: float = 1.0, eps: float | None = None) -> Attack:
         """At a radius in units of eps, or at `eps`."""
-        return Attack(members, self.suite.threat.eps * scale if eps is None else eps)
+        eps = self.suite.threat.eps * scale if eps is None else eps
+        return Attack(members, min(eps, 1.0) if self.suite.threat.norm == "linf" else eps)  # the box ends there
 
     def outcome(self, attack: Attack) -> Tensor:
         """What an attack leaves."""
@@ -70,8 +77,8 @@ class Case:
         """Outcome of given examples."""
         images = self.suite.threat.image(examples.to(self.x), self.x)
         keys = Keys(self.suite.seed if seed is None else seed, ids or self.ids, "audit/verdict")
-        failures, _ = evaluate.judge(self.suite.deployed, images, self.y, keys, self.suite.draws, self.suite.rows)
-        return 1 - failures.double().cpu() / self.suite.draws
+        failures, _ = evaluate.judge(self.suite.deployed, images, self.y, keys, self.draws, self.suite.rows)
+        return 1 - failures.double().cpu() / self.draws
 
     @cached_property
     def examples(self) -> Tensor:
@@ -83,14 +90,29 @@ class Case:
         """What the whole job leaves."""
         return self.right(self.examples)
 
+    @cached_property
+    def aimed(self) -> Tensor:
+        """What the job leaves without attacks that use no gradient of this defense: the reference for such attacks.
+
+        Of flows the whole job: they run over kinks, where such attacks find more on honest defenses too.
+        """
+        blind = [each.label for each in self.suite.members if not each.aimed]
+        if self.spatial or not blind:
+            return self.job
+        worst = [
+            max([each.failures for each in found.evidence.tried if each.attack not in blind], default=0)
+            for found in self.found
+        ]
+        return torch.maximum(self.job, 1 - torch.tensor(worst).double() / self.suite.draws)
+
     def beaten(self, other: Tensor, reference: Tensor) -> int:
         """Images on which `other` leaves less than `reference`, beyond chance."""
-        mean, draws = (other + reference) / 2, self.suite.draws
+        mean, draws = (other + reference) / 2, self.draws
         chance = SIGMAS * (2 * mean * (1 - mean) / draws).sqrt() if draws > 1 else 0.0
         return int((reference - other > chance).sum())
 
     def gain(self, before: Tensor, after: Tensor) -> tuple[float, float]:
         """Mean loss of right answers, and what may be chance: a point, more than one image, and the answers' noise."""
-        mean, size, draws = (before + after) / 2, len(before), self.suite.draws
+        mean, size, draws = (before + after) / 2, len(before), self.draws
         noise = math.sqrt(float((2 * mean * (1 - mean)).sum()) / draws) / size if draws > 1 else 0.0
         return float((before - after).mean()), max(POINT, 1.0 / size, SIGMAS * noise)

@@ -46,6 +46,11 @@ class Member:
         size = "x".join(str(s[key]) for key in BUDGET if key in s)
         return " ".join([*words, *([size] if size else []), *([f"({self.view})"] if self.view != "exact" else [])])
 
+    @property
+    def aimed(self) -> bool:
+        """Whether it follows gradients of the defense under attack."""
+        return self.attack not in ("noise", "square") and not self.view.startswith(FROM)
+
 
 def member(attack: str, view: str = "exact", **settings) -> Member:
     """A member in the form in which configs write it: its settings beside its name."""
@@ -72,23 +77,28 @@ def _deterministic(preset: str, norm: str) -> list[Member]:
     return autoattack(norm) + (more if preset == "thorough" else [])
 
 
-def _randomised(preset: str) -> list[Member]:
+def _climber(norm: str) -> str:
+    """In l1 a step of fixed sparsity finds little: the one that adapts keeps half as many right."""
+    return "apgd" if norm == "l1" else "pgd"
+
+
+def _randomised(preset: str, norm: str) -> list[Member]:
     """Steps x draws of EOT; more steps are worth more than more draws. The last view leaves the noise away."""
     steps, draws = SIZES[preset]
-    size = {"steps": steps, "draws": draws}
-    suite = [member("pgd", loss="margin", **size)]
+    size, climb = {"steps": steps, "draws": draws}, _climber(norm)
+    suite = [member(climb, loss="margin", **size)]
     if preset in ("standard", "thorough"):
-        suite = [member("noise", tries=10), *suite, member("pgd", loss="ce", pool="probability", **size)]
+        suite = [member("noise", tries=10), *suite, member(climb, loss="ce", pool="probability", **size)]
     if preset == "thorough":
         suite += [member("apgd", loss="dlr", **size), member("square", queries=1000, draws=20)]
-        suite += [member("pgd", view="clean", loss="margin", steps=steps)]
+        suite += [member(climb, view="clean", loss="margin", steps=steps)]
     return suite
 
 
-def transfer(preset: str, names: Iterable[str]) -> list[Member]:
-    """PGD on each other defense: what is found there is tried on the one under attack."""
+def transfer(preset: str, norm: str, names: Iterable[str]) -> list[Member]:
+    """(A)PGD on each other defense: what is found there is tried on the one under attack."""
     steps = SIZES.get(preset, SIZES["standard"])[0]
-    return [member("pgd", view=f"{FROM}{name}", loss="margin", steps=steps) for name in names]
+    return [member(_climber(norm), view=f"{FROM}{name}", loss="margin", steps=steps) for name in names]
 
 
 def _spatial(preset: str, deterministic: bool) -> list[Member]:
@@ -122,4 +132,4 @@ def preset(name: str, norm: str, deterministic: bool, cascade: int = 0) -> list[
         return _spatial(name, deterministic)
     if cascade:
         return _cascade(name, cascade)
-    return _deterministic(name, norm) if deterministic else _randomised(name)
+    return _deterministic(name, norm) if deterministic else _randomised(name, norm)

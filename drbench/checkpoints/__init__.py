@@ -7,5 +7,6 @@
 ``edm``          NVlabs/edm
 ``persistence``  network snapshots of NVlabs/edm, which are pickles of objects
 ``unpickling``   the restricted unpickler that these need
+XXX
 ===============  =========================================================================================
 """

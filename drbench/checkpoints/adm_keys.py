@@ -1,11 +1,10 @@
-"""Names of OpenAI's UNets and of `UNet2DModel`, and the tensors of one under the names of the other, both ways."""
+"""Names of OpenAI's UNets and of `UNet2DModel`, and the tensors of the first under the names of the other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from drbench.diffusion.networks.adm_config import ADMConfig
 
@@ -77,12 +76,12 @@ def flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.flatten(1) if key.endswith(POINTWISE) else value for key, value in state.items()}
 
 
-def shapes(ours: Mapping[str, Tensor], config: ADMConfig) -> dict[str, torch.Size]:
+def shapes(ours: Mapping[str, Tensor], config: ADMConfig) -> dict[str, Size]:
     """Shapes that `flat(original state dict)` has, for a `UNet2DModel` with state dict `ours`."""
     names, found = modules(config), {}
     for key, value in ours.items():
         theirs, part = origin(key, names)
-        found[theirs] = value.shape if part is None else torch.Size((3 * len(value), *value.shape[1:]))
+        found[theirs] = value.shape if part is None else Size((3 * len(value), *value.shape[1:]))
     return found
 
 
@@ -100,19 +99,6 @@ def to_ours(state: Mapping[str, Tensor], keys: list[str], config: ADMConfig, leg
     return found
 
 
-def to_original(state: Mapping[str, Tensor], config: ADMConfig, legacy: bool, dims: int) -> dict[str, Tensor]:
-    """The inverse of `to_ours`; attention weights become convolutions of `dims` (1 or 2) dimensions."""
-    names, found, parts = modules(config), {}, {}
-    for key, value in state.items():
-        theirs, part = origin(key, names)
-        if part is None:
-            found[theirs] = value
-        else:
-            parts.setdefault(theirs, {})[part] = value
-    found |= {theirs: _joined([three[i] for i in range(3)], config, legacy) for theirs, three in parts.items()}
-    return {key: value[(..., *[None] * dims)] if key.endswith(POINTWISE) else value for key, value in found.items()}
-
-
 def _thirds(qkv: Tensor, config: ADMConfig, legacy: bool) -> list[Tensor]:
     """qkv (3 C, ...) as q, k, v, each (C, ...)."""
     width = len(qkv) // 3
@@ -121,11 +107,3 @@ def _thirds(qkv: Tensor, config: ADMConfig, legacy: bool) -> list[Tensor]:
     heads = config.heads(width)
     grouped = qkv.view(heads, 3, width // heads, *qkv.shape[1:])
     return [grouped[:, part].reshape(width, *qkv.shape[1:]) for part in range(3)]
-
-
-def _joined(parts: list[Tensor], config: ADMConfig, legacy: bool) -> Tensor:
-    if not legacy:
-        return torch.cat(parts)
-    width, rest = len(parts[0]), parts[0].shape[1:]
-    heads = config.heads(width)
-    return torch.stack([part.view(heads, width // heads, *rest) for part in parts], dim=1).reshape(3 * width, *rest)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from drbench.errors import DrbenchError
 from drbench.training import Recipe, sample, train
 
 
@@ -20,6 +21,10 @@ class SmallCNN(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, width: int = 16):
         super().__init__()
         channels, height, columns = input_shape
+        if height % 4 or columns % 4:
+            raise DrbenchError(
+                f"SmallCNN needs a height and width divisible by 4, got {height}x{columns}: pad the images"
+            )
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             nn.ReLU(),

@@ -2,7 +2,7 @@
 
 sides        which runs stand for a row
 per_image    one number for each image of a run
-thinning     fewer draws of a recorded run
+thinning     what a recorded run would have told with fewer draws
 paired, paired_stats
              differences on the same images, with intervals and tests
 compare      two defenses, radius by radius

@@ -46,9 +46,9 @@ RULE = """\
   verdict round. Such runs have 20 to 50 images.
 - “fails” says that the claim is not true *here*: other images, networks of another size, one training unless seeds
   are stated. It does not say that the paper's number is wrong.
-- Draws: a run at one noise level is compared at the draws of the other if that has fewer (a cascade: at each level), by
-  a random subset of its votes; “as recorded” where a claim is about equal cost instead. Radii that these draws cannot
-  reach are left out.
+- Draws: a run at one noise level is compared at the draws of the other if that has fewer (a cascade: at each level): an
+  image counts with the mean over all subsets of so many of its votes; “as recorded” where a claim is about equal cost
+  instead. Radii that these draws cannot reach are left out.
 - The runs behind each line stand in the CSV."""
 
 
@@ -166,6 +166,8 @@ def _tested(claim: Claim, bench: Bench, dataset: str) -> Effect | str:
     try:
         limits = {name: _of_dataset(value, dataset, name) for name, value in claim.limits.items()}
         found = bench.effect(claim.a, claim.b, equal=claim.draws == "equal", **_conditions(claim.key, limits))
+        if claim.relation == "no_worse" and found.base <= claim.margin:
+            raise NotTested(f"B has {found.base:g}, not more than the margin of {claim.margin:g}: no A could be worse")
         return found if claim.reference is None else found._replace(reference=float(claim.reference))
     except NotTested as reason:
         return str(reason)

@@ -107,22 +107,26 @@ def _size(images: frozenset) -> tuple:
 def _table(condition: str, runs: Sequence[Run], images: frozenset) -> Iterator[dict]:
     draws = min(run.header["engine"]["n"] for run in runs)
     for name, trained in _rows(runs):
-        part = [_part(run, images, draws) for run in trained]
-        found, reach = [per_image.values(run, "certified") for run in part], min(map(summary.reach, part))
+        part = [_part(run, images) for run in trained]
         facts = {"section": "certified", "condition": condition, "images": len(images), "draws": draws, "row": name,
                  "seeds": len(trained), "marks": _marks(trained), "note": _noise(trained)}  # fmt: skip
+        reach = min(thinning.reach(run, draws) for run in trained)
         for radius in RADII:
             if radius <= reach:
-                hits = [(each >= radius).astype(float) for each in found]
+                hits = [per_image.values(run, "certified", radii=[radius], draws=draws) for run in part]
                 yield facts | {"quantity": f"r = {radius:g}"} | _estimate(hits)
-        yield facts | {"quantity": "ACR"} | _estimate([each.clip(lower=0) for each in found], share=False)
+        yield (
+            facts
+            | {"quantity": "ACR"}
+            | _estimate([per_image.values(run, "radius", draws=draws) for run in part], share=False)
+        )
 
 
-def _part(run: Run, images: frozenset, draws: int) -> Run:
-    """The run on these images, at so many draws if it has more."""
-    if images != run.rows.keys():
-        run = replace(run, rows={image_id: run.rows[image_id] for image_id in run.wanted if image_id in images})
-    return thinning.thinned(run, draws) if thinning.can_thin(run) else run
+def _part(run: Run, images: frozenset) -> Run:
+    """The run on these images."""
+    if images == run.rows.keys():
+        return run
+    return replace(run, rows={image_id: run.rows[image_id] for image_id in run.wanted if image_id in images})
 
 
 def _estimate(numbers: list[Series], share: bool = True) -> dict:
@@ -144,7 +148,7 @@ def _robust(runs: Sequence[Run]) -> Iterator[dict]:
         for name in dict.fromkeys(names[run.folder] for run in group):
             ((_, trained),) = _rows([run for run in group if names[run.folder] == name])
             images = frozenset.intersection(*(frozenset(run.rows) for run in trained))
-            found = [_part(run, images, 0) for run in trained]
+            found = [_part(run, images) for run in trained]
             facts = {"section": "robust", "condition": condition, "row": name, "images": len(images),
                      "seeds": len(trained), "marks": _marks(trained),
                      "note": " ".join(sorted({run.header["engine"]["preset"] for run in trained}))}  # fmt: skip

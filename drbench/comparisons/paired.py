@@ -22,6 +22,7 @@ class Effect(NamedTuple):
     """A minus B over the images (or A, or B / A), with its 95 % interval, in the unit of the measure.
 
     reference : what no difference is: 0, a number, or 1 for factors.
+    base : mean of B, in the unit of the measure; NaN where nothing is paired.
     p : exact two-sided sign test of `up` images against `down`; NaN where nothing is paired.
     p_mean : `drbench.comparisons.paired_stats.exchanged`, the test of the mean; NaN as well.
     """
@@ -30,6 +31,7 @@ class Effect(NamedTuple):
     low: float
     high: float
     reference: float
+    base: float
     p: float
     p_mean: float
     up: int
@@ -48,7 +50,6 @@ class Bench:
     def __init__(self, runs: Sequence[Run]):
         self.runs = [run for run in runs if any(run.ordered())]
         self._values: dict[tuple, Series] = {}
-        self._thinned: dict[tuple, Run] = {}
 
     def effect(
         self,
@@ -89,20 +90,12 @@ class Bench:
             note="; ".join(filter(None, notes)),
         )
 
-    def at(self, run: Run, n: int | None) -> Run:
-        """The run at `n` draws; as it is if None, or if its draws cannot be thinned."""
-        if n is None or not thinning.can_thin(run) or run.header["engine"]["n"] == n:
-            return run
-        if (run.folder, n) not in self._thinned:
-            self._thinned[run.folder, n] = thinning.thinned(run, n)
-        return self._thinned[run.folder, n]
-
-    def values(self, run: Run, measure: str, n: int | None = None) -> Series:
-        """`per_image.values` of the run at `n` draws."""
-        run = self.at(run, n)
-        key = run.folder, run.header["engine"].get("n"), measure
+    def values(self, run: Run, measure: str, radii: Sequence[float], draws: int | None) -> Series:
+        """`per_image.values`, at so many draws where they can be thinned."""
+        draws = draws if thinning.can_thin(run) else None
+        key = run.folder, measure, tuple(radii), draws
         if key not in self._values:
-            self._values[key] = per_image.values(run, measure)
+            self._values[key] = per_image.values(run, measure, radii=radii, draws=draws)
         return self._values[key]
 
     def _numbers(
@@ -118,20 +111,17 @@ class Bench:
             n = draws[0] if equal and all(_can_have(run, draws[0]) for run in chosen) else None
             within = list(radii)
             if of[0].measure == "certified":
-                reach = min(summary.reach(self.at(run, n)) for run in chosen)
+                reach = min(thinning.reach(run, n) for run in chosen)
                 within = [radius for radius in radii if radius <= reach]
                 notes[place] += f", r {', '.join(f'{r:g}' for r in within) or 'out of reach'}"
             if len(draws) > 1:
                 how = "as recorded, draws" if n is None else f"at {n:,} draws of"
                 notes[place] += f", {how} {' and '.join(f'{k:,}' for k in draws)}"
+            if of[0].measure == "certified" and not within:
+                continue
             for side, group, numbers in zip(of, runs, parts, strict=True):
                 for run, gathered in zip(group, numbers, strict=True):
-                    values = self.values(run, side.measure, n)
-                    reached = [(values >= r).astype(float) for r in within]
-                    if side.measure != "certified":
-                        gathered.append(values)
-                    elif reached:
-                        gathered.append(sum(reached) / len(reached))
+                    gathered.append(self.values(run, side.measure, within, n))
         if not parts[0][0]:
             raise NotTested(f"no radius is within reach of these draws: {'; '.join(notes)}")
         return [[sum(gathered) / len(gathered) for gathered in side] for side in parts]
@@ -180,10 +170,17 @@ def _difference(numbers: list[list[Series]], unit: str, constant: float | None) 
     if len(gaps) > 1:
         facts["by seed"] = "by seed " + ", ".join(f"{scale * gap:+.2f}" for gap in gaps.mean(axis=1))
     if constant is not None:
-        return facts | {"reference": float(constant), "p": math.nan, "p_mean": math.nan, "up": 0, "down": 0}
+        return facts | {
+            "reference": float(constant),
+            "base": math.nan,
+            "p": math.nan,
+            "p_mean": math.nan,
+            "up": 0,
+            "down": 0,
+        }
     up, down = int((mean > 0).sum()), int((mean < 0).sum())
     tests = {"p": stats.sign_test(up, up + down), "p_mean": paired_stats.exchanged(mean)}
-    return facts | tests | {"reference": 0.0, "up": up, "down": down}
+    return facts | tests | {"reference": 0.0, "base": scale * float(each[1].mean()), "up": up, "down": down}
 
 
 def _factors(found: list[Trainings], measure: str) -> dict:
@@ -196,4 +193,4 @@ def _factors(found: list[Trainings], measure: str) -> dict:
     factors = [b / a for i, a in enumerate(ours) for j, b in enumerate(theirs) if i % levels == j % levels]
     images = min(len(run.rows) for side in found for run in every(side))
     return {"effect": sum(factors) / len(factors), "low": min(factors), "high": max(factors), "reference": 1.0,
-            "p": math.nan, "p_mean": math.nan, "up": 0, "down": 0, "images": images}  # fmt: skip
+            "base": math.nan, "p": math.nan, "p_mean": math.nan, "up": 0, "down": 0, "images": images}  # fmt: skip

@@ -5,11 +5,14 @@ Every recorded image has a number; an error, an abstention and a wrong class cou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from pandas import Series
 
 from drbench import stats
+from drbench.comparisons import thinning
 from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Certificate
 from drbench.records.record import Row, Run
@@ -41,12 +44,21 @@ MEASURES = {
 COSTS = ("calls", "seconds")  # of a run, not of an image
 
 
-def values(run: Run, measure: str) -> Series:
-    """Numbers by image id, in the order of the subset; of "certified" the radius, -1 where nothing is certified."""
+def values(run: Run, measure: str, *, radii: Sequence[float] = (), draws: int | None = None) -> Series:
+    """Numbers by image id, in the order of the subset.
+
+    radii : of "certified", which is the share of them at which the image is certified.
+    draws : of a certification at one noise level, fewer than it made: what is expected of so many (`thinning`).
+    """
+    if draws is not None and draws != run.header["engine"]["n"]:
+        return thinning.expected(run, draws, lambda fewer: values(fewer, measure, radii=radii))
     rows, task = list(run.ordered()), MEASURES[measure].task
-    if task == "certify":
+    if measure == "certified":
         found = summary.certified(run)
-        numbers = found.radius.where(found.correct, -1.0 if measure == "certified" else 0.0)
+        numbers = np.mean([found.correct & (found.radius >= radius) for radius in radii], axis=0)
+    elif measure == "radius":
+        found = summary.certified(run)
+        numbers = found.radius.where(found.correct, 0.0)
     elif task == "attack":
         numbers = [_of_attack(row, measure) if row.evidence else 0.0 for row in rows]
     else:

@@ -5,6 +5,9 @@
 ``schedules``        discrete variance-preserving schedules, noise level <-> timestep, the Karras grid
 ``precond``          a raw network wrapped into the contract: EDM, and discrete VP (epsilon prediction)
 ``samplers``         one-shot, Heun PF-ODE, DDIM / ancestral, reverse SDE: functions over the contract
+``vp_sde``           the variance-preserving SDE of DiffPure, forwards and backwards
+``consistency``      consistency functions: one call from any noise level to a clean image, and their training
+``exact``            the posterior mean for a finite set of images, in closed form
 ``train``            the denoising loss that trains an EDM denoiser; the loop is `drbench.training`
 ``stepwise``         exact gradients through many steps in the memory of one
 ``networks``         the raw networks

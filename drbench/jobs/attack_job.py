@@ -48,7 +48,7 @@ def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )
     names = list(spec.sources or {}) if spec.norm != norms.FLOW else []
-    members += presets.transfer(spec.preset, names) if spec.attacks is None else []
+    members += presets.transfer(spec.preset, spec.norm, names) if spec.attacks is None else []
     for each in members:
         suite.check(each, names)
     labels = Counter(each.label for each in members)

@@ -93,7 +93,7 @@ def observe(
                 bar.advance(lambda: _note(rows, cell.certify.sigma))
                 accuracy = sum(row.correct for row in rows) / len(rows)
                 audience.log(len(rows), certified_accuracy=accuracy, radius=row.radius, seconds=row.seconds)
-                failed += [] if answer.row else [answer]
+                failed += [row] if row.error else []
                 if len(failed) > max_errors:
                     raise DrbenchError(
                         f"{len(failed)} images failed, the last, {row.id}, with: {row.error}; more than --max-errors "

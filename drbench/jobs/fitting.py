@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from drbench import weights
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.data import Images
+from drbench.files import foreign
 from drbench.jobs import build, needs
 from drbench.jobs.listeners import Audience
 from drbench.progress import Progress
@@ -59,7 +60,7 @@ def train(config: DictConfig, command: str) -> weights.Weights:
         "seed": recipe.seed,
         "seconds": round(time.perf_counter() - begun),
         "validation": figures(defense.cpu(), validation),
-        "licence": "MIT",
+        "licence": _licence([*config.train.start, *config.defense.checkpoint]),
     }
     parts = [f"{child}." for child in defense.trained()]
     state = {key: value for key, value in defense.state_dict().items() if key.startswith(tuple(parts))}
@@ -68,6 +69,13 @@ def train(config: DictConfig, command: str) -> weights.Weights:
     for saved in Path(recipe.state).parent.glob(f"{Path(recipe.state).name}*"):
         saved.unlink()
     return written
+
+
+def _licence(given: Sequence[str]) -> str:
+    """Ours, unless weights of others were started from or distilled."""
+    others = foreign.manifest()
+    theirs = sorted({name for name, _ in map(weights.parted, given)} & others.keys())
+    return "; ".join(f"made with {name}: {others[name].get('licence', 'see there')}" for name in theirs) or "MIT"
 
 
 def _state_file(config: DictConfig, images: Images, start: Sequence[str] = ()) -> str:

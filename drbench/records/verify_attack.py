@@ -9,7 +9,7 @@ import numpy as np
 from drbench import norms
 from drbench.errors import DrbenchError
 from drbench.records import examples
-from drbench.records.record import Row, Run
+from drbench.records.record import Row, Run, evidence_sha256
 from drbench.stats.robustness import VERSION
 
 
@@ -37,6 +37,8 @@ def problems(run: Run) -> list[str]:
     missing = [name for name in run.wanted if name not in run.rows]
     if missing and run.header["status"] == "complete":
         found.append(f"{len(missing)} of {len(run.wanted)} images are missing, first: {missing[0]}")
+    if run.header.get("evidence_sha256") not in (None, evidence_sha256(run)):
+        found.append("answers differ from what the run recorded when it ended (evidence_sha256)")
     if not missing and all(name in stored for name in run.wanted) and _data_hash(run, stored) != _stated_hash(run):
         found.append("the stored clean images are not those of the run's data set")
     return found

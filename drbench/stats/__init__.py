@@ -18,7 +18,15 @@ robustness   robust accuracy from the answers of attacked images
 # ruff: noqa: F401  (this file hands names on)
 
 from drbench.stats.averages import Curve, average_certified_radius, bootstrap_mean, certified_accuracy, share_interval
-from drbench.stats.binomial import cp_lower, cp_upper, interval, paired_interval, randomized_upper, sign_test
+from drbench.stats.binomial import (
+    cp_lower,
+    cp_upper,
+    hypergeometric,
+    interval,
+    paired_interval,
+    randomized_upper,
+    sign_test,
+)
 from drbench.stats.cascade import (
     PROTOCOLS,
     Empirical,

@@ -108,3 +108,16 @@ def sign_test(k: int, n: int) -> float:
     if n == 0:
         return 1.0
     return min(1.0, 2 * float(special.betainc(max(k, n - k), n - max(k, n - k) + 1, 0.5)))
+
+
+def hypergeometric(n: int, right: int, total: int) -> np.ndarray:
+    """Chances of 0, 1, ... n right ones among `n` that are picked from `total`, of which `right` are right; (n + 1,).
+
+    C(right, k) C(total - right, n - k) / C(total, n), by logarithms.
+    """
+    k = np.arange(max(0, n - total + right), min(n, right) + 1)  # what is possible
+    logs = -(special.gammaln(k + 1) + special.gammaln(right - k + 1))
+    logs -= special.gammaln(n - k + 1) + special.gammaln(total - right - n + k + 1)
+    found = np.zeros(n + 1)
+    found[k] = np.exp(logs - logs.max())
+    return found / found.sum()

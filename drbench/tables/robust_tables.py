@@ -10,7 +10,7 @@ import pandas as pd
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
-from drbench.records.record import Run
+from drbench.records.record import Row, Run
 from drbench.stats.robustness import Robustness, robustness
 from drbench.tables import summary
 from drbench.tables.frames import named_rows
@@ -43,7 +43,7 @@ def _row(run: Run) -> dict:
     data, engine, defense = (run.header[key] for key in ("data", "engine", "defense"))
     rows = [row for row in run.ordered() if row.evidence]
     labels, tried = [row.label for row in rows], [each for row in rows for each in row.evidence.tried]
-    kept = Counter(row.evidence.kept for row in rows if row.evidence.kept).most_common(1)
+    kept = Counter(row.evidence.kept for row in rows if row.evidence.kept and _harmed(row)).most_common(1)
     numbers = {}
     for prefix, name in (("", "adversarial"), ("clean_", "clean")):
         found = robustness([getattr(row.evidence, name) for row in rows], labels, engine["worst_of"])
@@ -66,6 +66,11 @@ def _row(run: Run) -> dict:
     }  # fmt: skip
 
 
+def _harmed(row: Row) -> bool:
+    """Whether the example fools the defense more often than the clean image does; else some attack was merely last."""
+    return row.evidence.adversarial.wrong(row.label) > row.evidence.clean.wrong(row.label)
+
+
 def _decision(engine: dict) -> str:
     return engine["decision"] + (f"({engine['decision_draws']})" if engine["decision_draws"] > 1 else "")
 
@@ -80,8 +85,9 @@ NOTES = """\
   first evaluation alone. A deterministic defense has one number.
 - σ: noise that the deployed defense adds to its input. Evaluations use randomness that no attack saw, and that did not
   choose among their examples either.
-- strongest: the attack whose examples were kept for most images. gradients, forwards: evaluations of the whole defense
-  per image that the attacks and the choice among their examples took, with and without a gradient.
+- strongest: the attack whose examples were kept for most images, of those that fool the defense more often than the
+  clean image does. gradients, forwards: evaluations of the whole defense per image that the attacks and the choice
+  among their examples took, with and without a gradient.
 - audited: images on which attacks were compared, to check them (0: the defense was probed at most). flags: what these
   checks found, and other marks."""
 

@@ -139,8 +139,8 @@ def frame(runs: Sequence[Run], radii: Sequence[float] | None = None, norm: str |
         for cascades, logs, and modes that stop early. `sigmas` lists the noise levels in the order in which they are
         tried; `sigma` is the first: the only one, or the largest scale of a cascade. `wilson_*` is Wilson's interval
         beside the exact one. `certified_accuracy_high_probability` takes off the false certificates that there may be,
-        with probability 0.999 over the draws, at all radii at once (NaN where the protocol is not sound, and for
-        Lipschitz radii of estimated logits).
+        with probability 0.999 over the draws, at all radii at once (NaN where the protocol is not sound or rounds
+        radii, for logs, and for Lipschitz radii).
         `acr_constant`, `acr_easiest`, `radius_median` say what the ACR is worth (`tables.quantities`), `p_*` are
         quantiles over the images of the label's share of the votes (NaN without votes, and for cascades). `draws` is
         the mean number of estimation draws per image, over all scales, below `n` in modes that stop early (NaN for
@@ -229,7 +229,8 @@ def _frame_of(run: Run, radii: np.ndarray, norm: str, repeated: bool) -> DataFra
     multiclass = stats.certified_accuracy(found.radius_multiclass.notna(), found.radius_multiclass, radii).accuracy
     votes = engine["certifier"] == "gaussian" and mode == "fixed" and not engine.get("options")
     false = quantities.false_certificates(images, engine["alpha"]) / images
-    sound = engine.get("options", {}).get("split") != "paper_code" and engine["certifier"] != "lipschitz"
+    proven = engine["certifier"] in ("gaussian", "cascade") and "rounding" not in engine
+    sound = proven and engine.get("options", {}).get("split") != "paper_code"
     facts = {key: engine[key] for key in ("certifier", "sigma", "n0", "n", "alpha")} | {
         "mode": mode,
         "dataset": data["name"], "subset": data["subset"], "defense": defense["name"], "variant": defense["variant"],

@@ -49,6 +49,7 @@ def distill(student: MultiHead, teacher: nn.Module, x: Tensor, y: Tensor, levels
 
     Noisy images of all classes, ln sigma_net ~ N(*levels) (mean, std), the same noise for all heads.
     """
+    teacher.eval()  # it may have dropout
     student.sigma_data.copy_(teacher.sigma_data)
     mean, std = levels
 

@@ -1,9 +1,10 @@
 """Files in the layout of the official code (arXiv 2501.13094) to weights of drbench. No official file is public so far.
 
-    python -m methods.rcm.convert OUT.safetensors FILE [FILE ...]
+    python -m methods.rcm.convert OUT FILE [FILE ...]
 
-writes OUT and prints the section `defense` of a benchmark file. Each FILE is the state dict of the network that was
-tuned for one noise level (.pt, .pth or .safetensors). Beside it, FILE.json holds what a state dict does not: "sigma"
+writes OUT, a path that ends in .safetensors or a name of benchmarks/foreign.yaml such as imagenet/rcm-b, and prints the
+section `defense` of a benchmark file. Each FILE is the state dict of the network that was tuned for one noise level
+(.pt, .pth or .safetensors). Beside it, FILE.json holds what a state dict does not: "sigma"
 (pixel units), and optionally "heads" (width / 64), "grid" (81) and "layernorm" (true above 32 pixels). One file alone
 is also the format "rrcm" of `drbench.checkpoints.formats`, with these facts as its configuration.
 """
@@ -104,7 +105,7 @@ def _shape(state: dict[str, Tensor], facts: dict) -> dict:
 
 
 def main(words: list[str]) -> int:
-    if len(words) < 2 or not words[0].endswith(weights.SUFFIX):
+    if len(words) < 2 or weights.place(words[0]) is None:
         print(__doc__)
         return 2
     try:

@@ -6,19 +6,21 @@ are in network units, where images are in [-1, 1]: t = 2 sigma.
 
 import math
 
-T_MAX, T_MIN, RHO = 80.0, 0.002, 7
+from drbench.diffusion.consistency import nearest
+from drbench.diffusion.schedules import karras_grid
+
+T_MAX, T_MIN = 80.0, 0.002
 FIRST, LAST = 20, 80  # grid intervals in the first step and at the end of the curriculum
 
 
-def level(i: int, n: int) -> float:
-    """Noise level of point `i` of a grid of `n` points; 0 is the noisiest, n - 1 the cleanest."""
-    high, low = T_MAX ** (1 / RHO), T_MIN ** (1 / RHO)
-    return (high + i / (n - 1) * (low - high)) ** RHO
+def grid(points: int) -> list[float]:
+    """Noise levels, from the noisiest to the cleanest."""
+    return karras_grid(points, T_MIN, T_MAX)
 
 
-def snap(t: float, n: int) -> float:
-    """The level of the grid of `n` points that is nearest to `t`: the only ones that the network has seen."""
-    return min((level(i, n) for i in range(n)), key=lambda known: abs(known - t))
+def snap(t: float, points: int) -> float:
+    """The level of the grid that is nearest to `t`: the only ones that the network has seen."""
+    return nearest(t, grid(points))
 
 
 def grid_size(step: int, steps: int) -> int:

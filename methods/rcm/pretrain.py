@@ -14,7 +14,7 @@ from drbench.errors import DrbenchError
 from drbench.training import Recipe, step_rng, train
 from methods.rcm import views
 from methods.rcm.network import ViT, projection_head
-from methods.rcm.path import T_MIN, ema_decay, grid_size, level
+from methods.rcm.path import T_MIN, ema_decay, grid, grid_size
 
 KINDS = ("none", "contrastive", "consistency", "both")
 TEMPERATURE = 0.2
@@ -60,7 +60,7 @@ class Pretraining(nn.Module):
         if self.kind != "consistency":
             terms.append(self.contrastive(first + T_MIN * noise, second + T_MIN * noise))
         if self.kind != "contrastive":
-            terms.append(self.consistency(path, noise, level(n, points), level(n + 1, points)))
+            terms.append(self.consistency(path, noise, *grid(points)[n : n + 2]))
         return sum(terms)
 
     def contrastive(self, first: Tensor, second: Tensor) -> Tensor:

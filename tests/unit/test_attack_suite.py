@@ -249,6 +249,8 @@ def test_presets_grow_and_name_their_constants():
     assert labels == ["apgd ce 1x100", "apgd_t dlr 9x100", "fab_t 9x100", "square 5000"]
     assert [m.label for m in presets.preset("standard", "stadv", True)] == ["stadv 100x1", "square 5000"]
     assert [m.label for m in presets.preset("standard", "stadv", False)] == ["stadv 100x16"]
+    l1 = [*presets.preset("thorough", "l1", False), *presets.transfer("fast", "l1", ["other"])]
+    assert "pgd" not in {m.attack for m in l1} and {m.view for m in l1} == {"exact", "clean", "from other"}
     assert [m.label for m in presets.preset("autoattack", "l1", True)][:2] == ["apgd ce 5x100", "apgd_t dlr 5x100"]
     for kind in (True, False):
         for norm in ("linf", "l2", "l1"):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import drbench
 from drbench import norms
-from drbench.attacks import apgd, fab, pgd, square, views
+from drbench.attacks import apgd, fab, pgd, presets, square, views
 from drbench.attacks.apgd import checkpoints
 from drbench.attacks.losses import Loss
 from drbench.attacks.presets import member
@@ -164,3 +165,27 @@ def test_noisy_linear_defense_is_attacked_to_its_closed_form():
     p = torch.special.ndtr(shift).numpy()
     assert abs(failed.mean() / 400 - p.mean()) < 5 * (0.25 / (60 * 400)) ** 0.5
     assert (np.abs(failed / 400 - p) < 5 * np.sqrt(p * (1 - p) / 400) + 0.01).all()
+
+
+@pytest.mark.parametrize("loss, rank", [("ce", 1), ("dlr", 1)])
+def test_apgd_returns_what_it_broke(loss, rank):
+    """Targeted losses may fall where the class changes, and a checkpoint goes back to where they were highest."""
+    images = drbench.load_data("digits", split="validation")
+    defense = drbench.load_defense("adversarial_training", images, ["digits/adversarial_training"])
+    problem = Problem.of(views.Direct(defense), threat("l2", 0.8), images.x, images.y, images.ids, "t")
+    found, broken = apgd._run(problem, Loss(loss), 40, 1, problem.ranked()[:, rank - 1])
+    with torch.no_grad():
+        wrong = defense.logits(found[:, 0], 0.0, None).argmax(1) != images.y
+    assert 20 < broken.sum() < 180 and torch.equal(wrong, broken)
+
+
+def test_an_adaptive_step_finds_more_in_l1():
+    images = drbench.load_data("digits", split="validation", subset="first50")
+    defense = drbench.load_defense("noise_augmented", images, ["digits/noise_augmented"])
+    left = []
+    for attack in (presets.preset("fast", "l1", False)[0], member("pgd", loss="margin", steps=40, draws=8)):
+        suite = Suite(defense, threat("l1", 2.0), [attack], 0.25, select=20, evaluations=50)
+        found = suite.run(images.x, images.y, images.ids)
+        wrong = [each.evidence.adversarial.wrong(int(y)) for each, y in zip(found, images.y, strict=True)]
+        left.append(1 - sum(wrong) / (50 * len(wrong)))
+    assert left[0] < left[1] - 0.05

@@ -196,6 +196,15 @@ class Aimless(Masked):
         return self.scores(Slope.apply(z, made))
 
 
+class Stray(Aimless):
+    """The same, and every answer is random."""
+
+    randomized = True
+
+    def logits(self, z, sigma, draws):
+        return super().logits(z, sigma, draws) + 0.1 * draws.randn(len(z), 10)
+
+
 class Elsewhere(Masked):
     """Attackers are given another network."""
 
@@ -230,10 +239,10 @@ class Training(Masked):
         return self.scores(z)
 
 
-def flags(defense, norm="l2", eps=0.5, sigma=0.0, images=IMAGES, **settings):
+def flags(defense, norm="l2", eps=0.5, sigma=0.0, images=IMAGES, also=(), select=20, **settings):
     attack = {"attack": "stadv"} if norm == "stadv" else {"attack": "pgd", "loss": "margin"}
     attack = member(**{"steps": 20} | attack | settings)
-    suite = Suite(defense, threat(norm, eps), [attack], sigma, select=20, evaluations=20)
+    suite = Suite(defense, threat(norm, eps), [attack, *also], sigma, select=select, evaluations=20)
     found = suite.run(images.x, images.y, images.ids)
     return {each.check: each.text for each in audit(suite, images.x, images.y, images.ids, found) if each.flag}
 
@@ -283,6 +292,27 @@ def test_training_mode_is_flagged():
 @pytest.mark.parametrize("planted", [Rounded, Aimless])
 def test_attacks_that_need_no_gradient_show_what_is_masked(planted, norm, eps):
     assert "bb>wb" in flags(planted().eval(), norm, eps)
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.5)])
+def test_masking_shows_where_the_job_itself_needs_no_gradient(norm, eps):
+    """Square, a member of preset standard, breaks the images; that is not held against the Square of the audit."""
+    square = member("square", queries=1000)
+    assert "bb>wb" in flags(Aimless().eval(), norm, eps, also=[square])
+    assert "bb>wb" not in flags(load("undefended", "digits/classifier"), norm, eps, also=[square])
+
+
+def test_few_answers_of_a_job_are_enough_to_flag_noise():
+    """A verdict of five answers cannot tell none from all right beyond chance, so the audit asks for more."""
+    assert "bb>wb" in flags(Stray().eval(), "l2", 1.0, select=5)
+
+
+def test_a_radius_as_large_as_the_box_can_be_audited():
+    assert flags(load("undefended", "digits/classifier"), "linf", 0.3) == {}
+
+
+def test_nothing_is_said_to_be_masked_at_radius_0():
+    assert flags(load("undefended", "digits/classifier"), "linf", 0.0) == {}
 
 
 def test_attacks_that_need_no_gradient_ask_what_decides():

@@ -92,7 +92,8 @@ def test_runs_of_other_images_are_refused(judge, tmp_path):
 def test_equal_draws(judge, tmp_path):
     """The same defense with ten times the draws is ahead as recorded, and no better at equal draws."""
     many = make_run(tmp_path / "a", [9000] * 200, n=10_000, defense="ours")
-    few = make_run(tmp_path / "b", [900] * 200, n=1000, defense="theirs")
+    counts = np.random.default_rng(0).hypergeometric(9000, 1000, 1000, 200)
+    few = make_run(tmp_path / "b", counts.tolist(), n=1000, defense="theirs")
     row = judge(many, few, measure="radius", draws="recorded")
     assert row.verdict == "holds" and "as recorded, draws 1,000 and 10,000" in row.note
     row = judge(many, few, measure="radius")

@@ -14,7 +14,7 @@ from methods.rcm import pretrain as pretraining
 from methods.rcm import views
 from methods.rcm.defense import RCM
 from methods.rcm.network import HEAD_STD, Classifier, ViT, projection_head, time_token
-from methods.rcm.path import ema_decay, grid_size, level, snap
+from methods.rcm.path import ema_decay, grid, grid_size, snap
 from methods.rcm.pretrain import Pretraining, info_nce
 from methods.rcm.tune import consistency, groups, tune
 
@@ -43,9 +43,9 @@ def silent(step, loss):
     "n, first", [(81, (80, 74.6976, 69.69934)), (41, (80, 69.69934, 60.55708)), (21, (80, 60.55708, 45.31373))]
 )
 def test_grid_starts_at_the_noisiest_point(n, first):
-    assert [level(i, n) for i in range(3)] == pytest.approx(first, rel=1e-6)
-    assert level(n - 1, n) == pytest.approx(0.002, rel=1e-9)
-    levels = [level(i, n) for i in range(n)]
+    assert [grid(n)[i] for i in range(3)] == pytest.approx(first, rel=1e-6)
+    assert grid(n)[n - 1] == pytest.approx(0.002, rel=1e-9)
+    levels = [grid(n)[i] for i in range(n)]
     assert levels == sorted(levels, reverse=True)
 
 
@@ -56,7 +56,7 @@ def test_grid_starts_at_the_noisiest_point(n, first):
      (21, 0.5, 13, 0.566635), (21, 1.0, 12, 0.965417), (21, 2.0, 11, 1.583984)],
 )  # fmt: skip
 def test_snapped_levels(n, target, index, snapped):
-    assert snap(target, n) == level(index, n) == pytest.approx(snapped, abs=5e-7)
+    assert snap(target, n) == grid(n)[index] == pytest.approx(snapped, abs=5e-7)
 
 
 @pytest.mark.parametrize("steps, length", [(600_000, 258_406), (300_000, 129_203)])
@@ -121,7 +121,7 @@ def test_names_and_shapes_of_the_official_files():
 )
 def test_input_scale_and_time_value(index, u, c_in):
     """Both use the level of the grid. The first cosine and sine of the token are those of u itself."""
-    t, token = level(index, 81), time_token(level(index, 81), 16)
+    t, token = grid(81)[index], time_token(grid(81)[index], 16)
     turns = round((u - math.atan2(token[8], token[0])) / (2 * math.pi))
     assert math.atan2(token[8], token[0]) + 2 * math.pi * turns == pytest.approx(u, abs=3e-3)
     angles = u * 10_000 ** (-torch.arange(8) / 8)
@@ -215,8 +215,8 @@ def test_one_pair_of_neighbours_for_the_whole_batch():
         stage.loss(images(2), step_rng(0, step))
         points = grid_size(step, 100)
         low, high = (call[1] for call in stage.online.calls[-2:])
-        (n,) = (i for i in range(points - 1) if level(i, points) == high)
-        assert low == level(n + 1, points)
+        (n,) = (i for i in range(points - 1) if grid(points)[i] == high)
+        assert low == grid(points)[n + 1]
         grids.append(n / (points - 2))
     assert min(grids) < 0.05 and max(grids) > 0.95 and abs(sum(grids) / 100 - 0.5) < 5 * 12**-0.5 / 10
 
@@ -392,7 +392,7 @@ def test_noise_in_pixels_is_twice_as_large_inside():
     defense.logits(0.5 + 0.5 * noise, 0.5, None)
     (x, t), = seen  # fmt: skip
     assert x.std().item() == pytest.approx(1.0, rel=5 / (2 * noise.numel()) ** 0.5) and x.max() > 4
-    assert t == level(48, 81)
+    assert t == grid(81)[48]
 
 
 def test_training_is_set_by_the_seed_and_resumes(tmp_path, monkeypatch):

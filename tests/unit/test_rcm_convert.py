@@ -13,7 +13,7 @@ from drbench.errors import DrbenchError
 from methods.rcm.convert import convert, main
 from methods.rcm.defense import RCM
 from methods.rcm.network import Classifier, ViT
-from methods.rcm.path import level, snap
+from methods.rcm.path import grid, snap
 from tests.parity import PARITY, assert_equal_outputs, needs_parity, recorded
 
 
@@ -113,7 +113,7 @@ def test_official_outputs(name, layernorm):
         defense = RCM.from_checkpoint(found.state, **found.spec).eval()
         assert found.role == "defense" and defense.sigmas == (sigma,)
         index, t = int(io[f"sigma{sigma}_index"][0]), float(io[f"sigma{sigma}_t"][0])
-        assert level(index, 81) == snap(2 * sigma, 81) == pytest.approx(t, rel=1e-6)
+        assert grid(81)[index] == snap(2 * sigma, 81) == pytest.approx(t, rel=1e-6)
         with torch.no_grad():
             logits = defense.logits(io[f"sigma{sigma}_noisy01"], sigma, None)
         assert_equal_outputs(logits, io[f"sigma{sigma}_logits_{'' if layernorm else 'no'}layernorm"])
