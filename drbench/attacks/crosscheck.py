@@ -1,9 +1,9 @@
 """Attacks of the library `torchattacks` (Kim 2020, arXiv 2010.01950) behind our interface: an independent cross-check.
 
-`pip install --no-deps torchattacks==3.5.1` (it pins an old `requests`; `make setup` does so). Every setting that matters
-is stated here, because the library's own defaults are
-not those of AutoAttack (10 steps instead of 100). Its update rules, projections and random numbers are its own, so a
-mistake of ours is not repeated; its cost is counted by watching the network calls.
+`make setup` installs it, without its dependencies: it pins an old `requests`. Every setting that matters is stated
+here, because the library's own defaults are not those of AutoAttack (10 steps instead of 100). Its update rules,
+projections and random numbers are its own, so a mistake of ours is not repeated; its cost is counted by watching the
+network calls.
 """
 
 from __future__ import annotations

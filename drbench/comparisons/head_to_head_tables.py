@@ -11,11 +11,11 @@ from drbench.tables.frames import first_row, named_rows
 from drbench.tables.saving import MD, TEX, save
 
 NOTES = """\
-- Same images in all rows of a table, and the same number of draws: of a run that made more, a random subset of the
-  votes (never scaled counts), so that numbers differ from tables of the runs as recorded. Noise comes from the same
-  streams (key: seed, image, noise level, block); rows with another block or seed are named. Accuracies in %, 95 %
-  intervals over the images (Clopper–Pearson; Gaffke's bound where an image counts in part; bootstrap for ACR, and over
-  images and training seeds for rows of several trainings: of three seeds, three numbers, which it takes for more).
+- Same images in all rows of a table, and the same number of draws: of a run that made more, the mean over all subsets
+  of so many votes (never scaled counts), so that numbers differ from tables of the runs as recorded. Noise comes from
+  the same streams (key: seed, image, noise level, block); rows with another block or seed are named. Accuracies in %,
+  95 % intervals over the images (Clopper–Pearson; Gaffke's bound where an image counts in part; bootstrap for ACR, and
+  over images and training seeds for rows of several trainings: of three seeds, three numbers, which it takes for more).
 - Robust accuracy: average over fresh evaluations, as deployed, after the strongest attack of the run; upper bounds,
   by attacks of unequal strength (in parentheses: images, and the preset unless it is “standard”).
 - Calls: network evaluations of a noisy draw, counted by hooks. ms: wall time of a recorded run over all its draws,
