@@ -46,6 +46,12 @@ class Defense(nn.Module, ABC):
         Whether the number of network evaluations depends on the image; `nfe` then gives the most.
     citation : str
         BibTeX key, or arXiv id, of the method.
+
+    Notes
+    -----
+    A defense that mends images before it classifies them should have two more methods, with which attacks look behind
+    the purifier and pictures show its work: `purify(z, sigma, draws)`, the image in [0, 1] that is classified, and
+    `classify(x, sigma, draws)`, the scores of such images. Without `classify`, `logits` at sigma = 0 stands for it.
     """
 
     input_shape: tuple[int, int, int]

@@ -8,7 +8,7 @@ from drbench.api import Defense, Draws, DrbenchError
 
 
 def ask(defense: Defense, method: str, z: Tensor, sigma: float, draws: Draws) -> Tensor:
-    """`logits`, `attack_logits` or `purify` of images (B, C, H, W).
+    """`logits`, `attack_logits`, `purify` or `classify` of images (B, C, H, W).
 
     What the method raises is its author's to mend: it keeps its traceback, and is told what was asked.
     """

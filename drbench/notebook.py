@@ -207,7 +207,8 @@ def attack(
     deterministic = sigma == 0 and not defense.randomized
     _check_evaluation(attacks, evaluations, select, worst_of, deterministic)
     names = list(sources or {})
-    planned = presets.preset(preset, norm, deterministic) + presets.transfer(preset, norm, names)
+    own = presets.preset(preset, norm, deterministic, gradient=defense.gradient != "none")
+    planned = own + presets.transfer(preset, norm, names)
     members = planned if attacks is None else [presets.member(**each) for each in attacks]
     suite = Suite(
         defense.eval(), threat(norm, norms.number(eps)), [check(each, names) for each in members], sigma,

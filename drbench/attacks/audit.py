@@ -27,10 +27,12 @@ from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
 from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Found, Suite
+from drbench.attacks.views import in_parts
 
 RUNS = 6  # of the first attack with gradients, about, that an audit takes
 PROBED = 8  # images at least, where a job has them: probes are cheap beside attacks
 FEWEST = 10  # steps of an attack that is shortened
+STILL = 0.05  # share of images whose loss an attack may fail to raise
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # radii in units of eps
 
 
@@ -150,12 +152,15 @@ def more_draws(case: Case) -> Check:
 
 def gradient_free(case: Case) -> Check:
     """Attacks that use no gradients, or those of something else, find nothing new."""
-    deterministic, others = case.suite.deterministic, {}
-    tries = {"queries": 500} if deterministic else {"queries": 100, "draws": 5}
+    suite, others = case.suite, {}
+    tries = {"queries": 500} if suite.deterministic else {"queries": 100, "draws": 5}
     others["bb>wb"] = member("square", view="logits", **tries)  # of what decides, not of what is differentiated
-    if case.main and case.suite.sigma > 0 and case.suite.defense.accepts(0.0):
-        others["transfer"] = replace(case.main, view="clean")
-        if hasattr(case.suite.defense, "purify"):
+    if case.main:
+        if suite.sigma > 0 and suite.defense.accepts(0.0):
+            others["transfer"] = replace(case.main, view="clean")
+        elif in_parts(suite.defense, suite.sigma):
+            others["transfer"] = replace(case.main, view="bare")
+        if in_parts(suite.defense, suite.sigma):
             others["bpda>exact"] = replace(case.main, view="identity")
     outcomes = yield [case.attack(other) for other in others.values()]
     beaten = [case.beaten(outcome, case.aimed) for outcome in outcomes]
@@ -177,9 +182,9 @@ def loss_rises(case: Case) -> Check:
         for examples in (case.clean, case.examples)
     )
     right = before < 0
-    share = float((after > before)[right].double().mean()) if right.any() else 1.0
-    text = f"the margin moved to the wrong side on {share:.0%} of the right images"
-    return [Finding("loss-rise", share < 0.95, text)]
+    still, size = int((right & (after <= before)).sum()), int(right.sum())
+    text = f"the margin moved to the wrong side on {size - still} of the {size} right images"
+    return [Finding("loss-rise", still > max(1, STILL * size), text)]
 
 
 def other_streams(case: Case) -> Check:

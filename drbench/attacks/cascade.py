@@ -59,6 +59,8 @@ class Cascade(Defense):
             base.require(sigma)
         self.base, self.levels, self.votes, self.p0, self.rows = base, sorted(levels, reverse=True), votes, p0, rows
         self.input_shape, self.num_classes, self.sigmas = base.input_shape, base.num_classes, (0.0,)
+        if base.gradient == "none":
+            self.gradient = "none"
         self.train(base.training)
 
     def logits(self, z, sigma, draws):

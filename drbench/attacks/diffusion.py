@@ -14,7 +14,7 @@ from torch import Tensor
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.asking import ask
 from drbench.attacks.losses import Loss
-from drbench.attacks.views import Answer, Direct, noisy, padded
+from drbench.attacks.views import Answer, Direct, behind, in_parts, lost, noisy, padded, require_parts
 
 TEMPERATURE = 5.0  # lambda of DiffHammer: how sharply a draw counts as breakable along a direction
 ROUNDS = 5  # of its fixed-point iteration
@@ -29,8 +29,10 @@ class Deviated(Direct):
 
     def __init__(self, defense: Defense, sigma: float, weight: float = 1.0):
         super().__init__(defense, sigma)
-        if "denoiser" not in defense.networks() or sigma == 0:
-            raise DrbenchError(f"view deviated needs a network 'denoiser' and noise, got {type(defense).__name__}")
+        if "denoiser" not in defense.networks() or not in_parts(defense, sigma):
+            raise DrbenchError(
+                f"view deviated needs a network 'denoiser' that purifies noise, got {type(defense).__name__}"
+            )
         self.denoiser, self.weight = defense.networks()["denoiser"], weight
 
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
@@ -47,17 +49,19 @@ class Deviated(Direct):
             many = x.repeat_interleave(draws, 0)
             logits = self.rows(many, spans).view(len(x), draws, -1)
             recording = False
-            states = [(state[: len(many)], level) for state, level in states]  # without the padding of a small batch
-            start, top = states[0]
-            gaps: Tensor | float = 0.0
-            for state, level in states[1:]:
-                forward = (2 * many - 1) + level / top * (start - (2 * many - 1))
-                gaps = gaps + (forward - state).square().flatten(1).sum(1) / (len(states) - 1)
             losses = loss(logits, y, target)
             if len(states) > 1:
-                losses = losses + self.weight * gaps.view(len(x), draws).mean(1)
+                losses = losses + self.weight * self._gaps(many, states).view(len(x), draws).mean(1)
             slope = torch.autograd.grad(losses.sum(), x)[0] if gradient else None
-        return Answer(losses.detach(), slope, (logits.argmax(-1) != y[:, None]).sum(1))
+        return Answer(losses.detach(), slope, lost(logits, y))
+
+    @staticmethod
+    def _gaps(x: Tensor, states: list[tuple[Tensor, float]]) -> Tensor:
+        """(R,) mean over the states after the first of their squared distance from the forward diffusion."""
+        states = [(state[: len(x)], level) for state, level in states]  # without the padding of a small batch
+        (start, top), later, x_net = states[0], states[1:], 2 * x - 1
+        gaps = [x_net + level / top * (start - x_net) - state for state, level in later]
+        return torch.stack([gap.square().flatten(1).sum(1) for gap in gaps]).mean(0)
 
 
 class Grafted(Direct):
@@ -65,15 +69,13 @@ class Grafted(Direct):
 
     For draws i with loss L_i and gradient g_i at the purified image, the direction is the fixed point of
     r = sum w_i g_i / sum w_i, w_i = sigmoid(lambda (L_i + r/|r| . g_i)); the draw whose own direction serves the others
-    best stands for all. Costs a purification without gradient a draw and one with gradient.
+    best stands for all (how far that draw's step would go is left away: a view does not know the radius). Costs a
+    purification without gradient a draw and one with gradient.
     """
 
     def __init__(self, defense: Defense, sigma: float):
         super().__init__(defense, sigma)
-        if not hasattr(defense, "purify") or not defense.accepts(0.0):
-            raise DrbenchError(
-                f"view grafted needs `purify(z, sigma, draws)` and level 0, got {type(defense).__name__}"
-            )
+        require_parts(defense, sigma, "grafted")
 
     def answer(self, x, y, spans, draws, loss: Loss, target=None, gradient=True) -> Answer:
         many = x.repeat_interleave(draws, 0)
@@ -81,10 +83,10 @@ class Grafted(Direct):
             purified = self._purify(many, spans)
         with torch.set_grad_enabled(gradient):
             purified.requires_grad_(gradient)
-            logits = ask(self.defense, "attack_logits", purified, 0.0, Draws(spans, self.device))
+            logits = behind(self.defense, purified, self.sigma, Draws(spans, self.device))
             labels, aims = (None if each is None else each.repeat_interleave(draws, 0) for each in (y, target))
             losses = loss(logits[:, None], labels, aims)
-        failures = (logits.argmax(1) != labels).view(len(x), draws).sum(1)
+        failures = lost(logits.view(len(x), draws, -1), y)
         mean = losses.detach().view(len(x), draws)
         if not gradient:
             return Answer(mean.mean(1), None, failures)

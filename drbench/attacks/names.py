@@ -33,6 +33,7 @@ VIEWS = {
     "logits": lambda defense, sigma: views.Direct(defense, sigma, surrogate=False),
     "clean": lambda defense, sigma: views.Direct(defense, 0.0, own=sigma == 0),
     "identity": views.Identity,
+    "bare": views.Bare,
     "bypass": diffusion.Bypass,
     "deviated": diffusion.Deviated,
     "grafted": diffusion.Grafted,

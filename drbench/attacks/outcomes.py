@@ -94,10 +94,11 @@ class Case:
     def aimed(self) -> Tensor:
         """What the job leaves without attacks that use no gradient of this defense: the reference for such attacks.
 
-        Of flows the whole job: they run over kinks, where such attacks find more on honest defenses too.
+        Of flows the whole job: they run over kinks, where such attacks find more on honest defenses too. And of a
+        defense without gradients.
         """
         blind = [each.label for each in self.suite.members if not each.aimed]
-        if self.spatial or not blind:
+        if self.spatial or len(blind) in (0, len(self.suite.members)):
             return self.job
         worst = [
             max([each.failures for each in found.evidence.tried if each.attack not in blind], default=0)

@@ -10,6 +10,7 @@ from drbench.errors import DrbenchError, did_you_mean
 from drbench.norms import FLOW
 
 SIZES = {"smoke": (10, 4), "fast": (40, 8), "standard": (100, 16), "thorough": (200, 20)}  # steps x draws of EOT
+QUERIES = {"smoke": 100, "fast": 1000, "standard": 5000, "thorough": 10000}  # where there are no gradients
 PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
 AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
 FLAG = "audit"  # begins what the audit of a run says against it
@@ -116,13 +117,24 @@ def _cascade(preset: str, levels: int) -> list[Member]:
     return attacks + ([member("noise", tries=10)] if preset in ("standard", "thorough") else [])
 
 
-def preset(name: str, norm: str, deterministic: bool, cascade: int = 0) -> list[Member]:
+def _blind(preset: str, norm: str, deterministic: bool) -> list[Member]:
+    """By scores alone."""
+    queries, draws = QUERIES[preset], SIZES[preset][1]
+    square = {"queries": queries} if deterministic else {"queries": queries // 5, "draws": draws}
+    return [*([member("noise", tries=10)] if norm != FLOW else []), member("square", **square)]
+
+
+def preset(name: str, norm: str, deterministic: bool, cascade: int = 0, gradient: bool = True) -> list[Member]:
     """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone.
 
-    `cascade` is the number of levels of a deployed cascade.
+    `cascade` is the number of levels of a deployed cascade, `gradient` whether the defense has gradients.
     """
     if name not in PRESETS:
         raise DrbenchError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
+    if not gradient:
+        if name not in QUERIES:
+            raise DrbenchError(f"preset {name} follows gradients, which this defense does not have; use standard")
+        return _blind(name, norm, deterministic)
     if name == "autoattack" and (not deterministic or norm == FLOW):
         raise DrbenchError(
             "preset autoattack is for deterministic defenses and l_p norms: on a randomised one, or under noise, it "

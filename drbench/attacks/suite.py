@@ -97,6 +97,12 @@ class Suite:
                 f"{type(self.defense).__name__} can give no view that {', '.join(each.label for each in self.members)} "
                 "asks for: 'clean' needs noise level 0; attack view 'exact'"
             )
+        aimed = [each.label for each in self.members if each.aimed]
+        if self.defense.gradient == "none" and aimed:
+            raise DrbenchError(
+                f"{type(self.defense).__name__} has no gradients (gradient = 'none'), which {', '.join(aimed)} follow; "
+                "use attacks square and noise, a view 'from NAME' of another defense, or a preset"
+            )
 
     @property
     def deterministic(self) -> bool:
@@ -115,6 +121,8 @@ class Suite:
     @property
     def main(self) -> Member | None:
         """The first attack with gradients."""
+        if self.defense.gradient == "none":
+            return None
         return next((each for each in self.usable if each.attack not in GRADIENT_FREE), None)
 
     @property

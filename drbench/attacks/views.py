@@ -34,6 +34,11 @@ class Answer(NamedTuple):
     failures: Tensor
 
 
+def lost(logits: Tensor, y: Tensor) -> Tensor:
+    """(B,) in how many of the draws of (B, draws, K) logits the label lost."""
+    return ((logits.argmax(-1) != y[:, None]) | ~logits.isfinite().all(-1)).sum(1)
+
+
 def joined(parts: Sequence[Answer]) -> Answer:
     """The answers about parts of a batch as one."""
     if len(parts) == 1:
@@ -81,8 +86,7 @@ class View(ABC):
             logits = logits.view(len(x), draws, -1)
             losses = loss(logits, y, target)
             slope = torch.autograd.grad(losses.sum(), x)[0] if gradient else None
-        wrong = (logits.argmax(-1) != y[:, None]) | ~logits.isfinite().all(-1)
-        return Answer(losses.detach(), slope, wrong.sum(1))
+        return Answer(losses.detach(), slope, lost(logits, y))
 
     def rows(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`logits`, padded to a batch of at least `SMALLEST` rows."""
@@ -127,21 +131,51 @@ class Direct(View):
 class Identity(Direct):
     """BPDA: the gradient of the classifier at the purified image, as if purification were the identity.
 
-    Athalye et al. 2018, arXiv 1802.00420. For defenses with `purify(z, sigma, draws)` whose answer at sigma = 0 is the
-    classifier behind it.
+    Athalye et al. 2018, arXiv 1802.00420. For defenses in two parts, see `behind`.
     """
 
     def __init__(self, defense: Defense, sigma: float):
         super().__init__(defense, sigma)
-        if not hasattr(defense, "purify"):
-            raise DrbenchError(f"{type(defense).__name__} has no `purify(z, sigma, draws)`, which view identity needs")
-        defense.require(0.0)
+        require_parts(defense, sigma, "identity")
 
     def logits(self, x, spans):
         draws = Draws(spans, self.device)
         with torch.no_grad():
             purified = ask(self.defense, "purify", noisy(x, self.sigma, spans), self.sigma, draws)
-        return ask(self.defense, "logits", x + (purified - x).detach(), 0.0, draws)
+        return behind(self.defense, x + (purified - x).detach(), self.sigma, draws)
+
+
+class Bare(Direct):
+    """The classifier behind a purifier, at the image itself: what is found there is tried on the whole."""
+
+    def __init__(self, defense: Defense, sigma: float):
+        super().__init__(defense, sigma, own=False)
+        require_parts(defense, sigma, "bare")
+
+    def logits(self, x, spans):
+        return behind(self.defense, x, self.sigma, Draws(spans, self.device))
+
+
+def in_parts(defense: Defense, sigma: float) -> bool:
+    """Whether a defense has `purify(z, sigma, draws)`, and what stands behind it can be asked."""
+    behind_ = hasattr(defense, "classify") or (sigma > 0 and defense.accepts(0.0))
+    return hasattr(defense, "purify") and behind_
+
+
+def require_parts(defense: Defense, sigma: float, name: str) -> None:
+    """Raise `DrbenchError` unless the view of this name can be had."""
+    if not in_parts(defense, sigma):
+        raise DrbenchError(
+            f"view {name} needs `purify(z, sigma, draws)`, and `classify(x, sigma, draws)` for the scores of what it "
+            f"returns (under noise, level 0 will do), got {type(defense).__name__}"
+        )
+
+
+def behind(defense: Defense, x: Tensor, sigma: float, draws: Draws) -> Tensor:
+    """Scores of purified images: of `classify(x, sigma, draws)`, or without one the defense's answer at sigma = 0."""
+    if hasattr(defense, "classify"):
+        return ask(defense, "classify", x, sigma, draws)
+    return ask(defense, "attack_logits", x, 0.0, draws)
 
 
 def padded(x: Tensor, spans: Sequence[Span]) -> tuple[Tensor, list[Span]]:

@@ -39,11 +39,11 @@ def check(cell: DictConfig) -> None:
         Decision(cell.attack.decision, cell.attack.decision_draws)
 
 
-def plan(cell: DictConfig, deterministic: bool) -> list[presets.Member]:
-    """The attacks of a config, checked."""
+def plan(cell: DictConfig, deterministic: bool, gradient: bool = True) -> list[presets.Member]:
+    """The attacks of a config on such a defense, checked."""
     spec = cell.attack
     members = (
-        presets.preset(spec.preset, spec.norm, deterministic, len(spec.cascade or []))
+        presets.preset(spec.preset, spec.norm, deterministic, len(spec.cascade or []), gradient)
         if spec.attacks is None
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )
@@ -73,14 +73,14 @@ def job(cell: DictConfig, defense: Defense, images: Images | None = None) -> Sui
     spec, decision, rows = cell.attack, None, batch_rows(cell)
     if spec.cascade:
         defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws, rows=rows), Decision()
-    deterministic = spec.sigma == 0 and not defense.randomized
+    members = plan(cell, spec.sigma == 0 and not defense.randomized, defense.gradient != "none")
     sources = {
         name: build.defense(DictConfig({"args": {}, **cell.attack.sources[name]}), images, found, cell.run.seed)
         for name, found in (source_weights(cell) if images else {}).items()
     }
     sources = {name: source.to(defense.device) for name, source in sources.items()}
     return Suite(
-        defense, threat(spec.norm, norms.number(spec.eps)), plan(cell, deterministic), spec.sigma,
+        defense, threat(spec.norm, norms.number(spec.eps)), members, spec.sigma,
         decision or Decision(spec.decision, spec.decision_draws), spec.evaluations, spec.select, cell.run.seed, rows,
         sources,
     )  # fmt: skip

@@ -33,6 +33,8 @@ class Restricted(Defense):
             setattr(self, name, getattr(base, name))
         if hasattr(base, "purify"):  # attacks look for it
             self.purify = base.purify
+        if hasattr(base, "classify"):
+            self.classify = lambda x, sigma, draws: ask(base, "classify", x, sigma, draws)[:, self.classes]
         self.train(base.training)
 
     def accepts(self, sigma):

@@ -92,7 +92,7 @@ class Consistency(Defense):
         self.randomized = any(self.met(sigma) > 2 * sigma for sigma in self.sigmas if sigma)
 
     def logits(self, z, sigma, draws):
-        return self.classifier(self.purify(z, sigma, draws))
+        return self.classify(self.purify(z, sigma, draws), sigma, draws)
 
     def purify(self, z, sigma, draws):
         """Clean pixels in [0, 1] that the classifier sees, (B, C, H, W); without noise those that came."""
@@ -103,6 +103,10 @@ class Consistency(Defense):
         if level > 2 * sigma:
             z_net = z_net + (level**2 - 4 * sigma**2) ** 0.5 * draws.randn(*z.shape)
         return (self.denoiser(z_net, self.told(sigma)).clamp(-1, 1) + 1) / 2
+
+    def classify(self, x, sigma, draws):
+        """Scores of purified images."""
+        return self.classifier(x)
 
     def told(self, sigma):
         """Time that the purifier is told at noise level `sigma` > 0, network units."""

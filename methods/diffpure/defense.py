@@ -53,7 +53,7 @@ class DiffPure(Defense):
         self.classifier = classifiers.build(classifier, self.input_shape, num_classes, width=width)
 
     def logits(self, z, sigma, draws):
-        return self.classifier(self.purify(z, sigma, draws))
+        return self.classify(self.purify(z, sigma, draws), sigma, draws)
 
     def purify(self, z, sigma, draws):
         """Clean pixels in [0, 1] that the classifier sees, (B, C, H, W).
@@ -67,6 +67,10 @@ class DiffPure(Defense):
             z_net = z_net + sigma_net_at(u) * draws.randn(*z.shape)
         x_net = reverse(self.denoiser, z_net, u, self.steps, draws if self.sampler == "sde" else None)
         return (x_net.clamp(-1, 1) + 1) / 2
+
+    def classify(self, x, sigma, draws):
+        """Scores of purified images."""
+        return self.classifier(x)
 
     def nfe(self, sigma):
         return {"denoiser": self.steps, "classifier": 1}

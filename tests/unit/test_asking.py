@@ -25,7 +25,7 @@ def test_an_answer_that_cannot_be_used_is_named(method, shape, answer, got, monk
 @pytest.mark.parametrize("method, view", [("attack_logits", "exact"), ("logits", "logits"), ("purify", "identity")])
 def test_attacks_look_at_answers(method, view, monkeypatch):
     monkeypatch.setattr(DEFENSE, method, lambda z, sigma, draws: None, raising=False)
-    suite = Suite(DEFENSE, threat("linf", 0.1), [member("pgd", view, loss="margin", steps=2)])
+    suite = Suite(DEFENSE, threat("linf", 0.1), [member("pgd", view, loss="margin", steps=2)], sigma=0.25)
     with pytest.raises(DrbenchError, match=rf"Linear.{method}: expected .*, got NoneType"):
         suite.run(X, Y, range(4))
 

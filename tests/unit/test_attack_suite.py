@@ -255,9 +255,13 @@ def test_presets_grow_and_name_their_constants():
     for kind in (True, False):
         for norm in ("linf", "l2", "l1"):
             for name in presets.PRESETS[:4]:
-                assert all(check(each) for each in presets.preset(name, norm, kind))
+                for gradient in (True, False):
+                    members = presets.preset(name, norm, kind, gradient=gradient)
+                    assert members and all(check(each) and (gradient or not each.aimed) for each in members)
     with pytest.raises(DrbenchError, match="use preset standard"):
         presets.preset("autoattack", "linf", False)
+    with pytest.raises(DrbenchError, match="follows gradients"):
+        presets.preset("autoattack", "linf", True, gradient=False)
 
 
 def test_mistakes_are_named():

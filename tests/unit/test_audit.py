@@ -8,7 +8,7 @@ import torch
 
 import drbench
 from drbench.api import Defense
-from drbench.attacks import probes
+from drbench.attacks import presets, probes
 from drbench.attacks.audit import audit
 from drbench.attacks.cascade import Cascade
 from drbench.attacks.oracle import Keys
@@ -18,6 +18,7 @@ from drbench.attacks.suite import Suite
 from drbench.attacks.threat import threat
 from drbench.attacks.views import Direct
 from drbench.cli import main
+from drbench.errors import DrbenchError
 from drbench.records import record
 
 ROOT = Path(__file__).parents[2]
@@ -174,6 +175,36 @@ class Distant(Masked):
         return self.scores(Slope.apply(z, lambda z, slope: slope.where(on_grid(z), -slope)))
 
 
+class Uneven(Masked):
+    """The gradient has the wrong sign at three of the eight images: at the median all is well."""
+
+    def logits(self, z, sigma, draws):
+        def made(z, slope):
+            gaps = (z[:, None] - IMAGES.x[:3]).flatten(2).norm(dim=2).amin(1)  # at them and near them
+            return slope * torch.where(gaps < 1.0, -1.0, 1.0)[:, None, None, None]
+
+        return self.scores(Slope.apply(z, made))
+
+
+class Purifying(Rounded):
+    """Non-differentiable preprocessing that shows its two parts."""
+
+    def purify(self, z, sigma, draws):
+        return (3 * z).round() / 3
+
+    def classify(self, x, sigma, draws):
+        return self.scores(x)
+
+
+class Blind(Rounded):
+    """No gradients, and it says so."""
+
+    gradient = "none"
+
+    def logits(self, z, sigma, draws):
+        return super().logits(z, sigma, draws).detach()
+
+
 class Downhill(Masked):
     """A gradient of the wrong sign, declared as a surrogate."""
 
@@ -263,6 +294,7 @@ def probed(defense, norm="l2", eps=0.5):
         (Probabilities, "softmax"),
         (BatchNormed, "batch-dependence"),
         (Distant, "gradient-check"),
+        (Uneven, "gradient-check"),
         (Downhill, "uphill"),
         (Elsewhere, "attack-values"),
         (Watchful, "attack-values"),
@@ -292,6 +324,26 @@ def test_training_mode_is_flagged():
 @pytest.mark.parametrize("planted", [Rounded, Aimless])
 def test_attacks_that_need_no_gradient_show_what_is_masked(planted, norm, eps):
     assert "bb>wb" in flags(planted().eval(), norm, eps)
+
+
+def test_attacks_look_behind_a_purifier_that_has_no_gradient():
+    assert {"bpda>exact", "transfer"} <= flags(Purifying().eval()).keys()
+
+
+@pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.5), ("stadv", 0.4)])
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
+def test_a_defense_without_gradients_is_attacked_by_its_scores(sigma, norm, eps):
+    defense = Blind().eval()
+    defense.sigmas = (0.0, 0.25)
+    members = presets.preset("fast", norm, sigma == 0, gradient=False)
+    suite = Suite(defense, threat(norm, eps), members, sigma, select=20, evaluations=20)
+    found = suite.run(IMAGES.x, IMAGES.y, IMAGES.ids)
+    assert any(each.evidence.kept.startswith(("square", "noise")) for each in found)
+    findings = {each.check: each for each in audit(suite, IMAGES.x, IMAGES.y, IMAGES.ids, found)}
+    assert "bb>wb" in findings and not {"gradient-zero", "budget"} & findings.keys()
+    assert [each for each in findings.values() if each.flag] == []
+    with pytest.raises(DrbenchError, match=r"no gradients.*pgd margin 20"):
+        Suite(defense, threat(norm, eps), [*members, member("pgd", loss="margin", steps=20)], sigma)
 
 
 @pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.5)])

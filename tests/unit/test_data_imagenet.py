@@ -248,6 +248,9 @@ def test_a_classifier_of_all_classes_answers_among_some(tmp_path, capsys, counte
     whole = defense.base.logits(images.x, 0.0, draws)
     for scores in (defense.logits(images.x, 0.0, draws), defense.attack_logits(images.x, 0.0, draws)):
         assert torch.equal(scores, whole[:, [3, 20, 999]])
+    purifier = drbench.load_defense("diffpure", images, steps=1, channels=[8, 16], width=4)
+    behind = purifier.base.classify(images.x, 0.0, draws)
+    assert torch.equal(purifier.classify(images.x, 0.0, draws), behind[:, [3, 20, 999]])
     defense.base.gradient_rows = lambda sigma: 48
     assert defense.gradient_rows(0.0) == 48
     with pytest.raises(DrbenchError, match=r"expected classes of 0..999, got 3..1000"):
