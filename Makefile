@@ -7,16 +7,16 @@ DIGITS := $(filter-out $(FEW),$(wildcard benchmarks/digits/*.yaml))
 FULL_FEW := $(wildcard benchmarks/digits/full/rdc-*.yaml)
 FULL := $(filter-out $(FULL_FEW),$(wildcard benchmarks/digits/full/*.yaml))
 # The longest runs first, so that all cores end at about the same time.
-SLOW := $(foreach name,rdc rdc-rdc diffpure multiscale-cascade,%/$(name).yaml)
+SLOW := $(foreach name,rdc rdc-rdc rdc-bpda rdc-dc rdc-lm multiscale-cascade diffpure,%/$(name).yaml)
 slow_first = $(foreach name,$(SLOW),$(filter $(name),$(1))) $(filter-out $(SLOW),$(1))
 ATTACKS := $(call slow_first,$(wildcard benchmarks/digits/attack/*.yaml))
 FULL_ATTACKS := $(call slow_first,$(wildcard benchmarks/digits/full/attack/*.yaml))
-STANDARD := $(call slow_first,$(wildcard benchmarks/digits/standard/*.yaml))
+MORE := $(call slow_first,$(wildcard benchmarks/digits/more/*.yaml))
 PAPERS := rcm-cifar10 rcm-imagenet multiscale-cifar10 multiscale-imagenet consistency-cifar10 consistency-imagenet64 \
   rdc-cifar10 ndc-cifar10 ndc-imagenet
 TABLES := $(PAPERS) cost digits
 .DEFAULT_GOAL := help
-.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full digits-standard train-digits train-multiscale \
+.PHONY: help setup tables $(TABLES:%=table-%) digits digits-full digits-more train-digits train-multiscale \
   train-rcm train-rcm-seeds rcm-ablation train-consistency consistency-ablation train-rdc claims-rdc test test-slow \
   lint bench figures readme gallery verify report clean
 
@@ -44,14 +44,15 @@ digits: setup  ## the main job: certify every defense on 100 real digits, attack
 	$(BIN)/drbench table $$attacked --out results/digits/robust && \
 	$(BIN)/drbench plot $$attacked --out results/digits/robust && wait $$!
 
-digits-full: setup  ## the same on all 500 test images, with more draws (about an hour)
+digits-full: setup  ## the same on all 500 test images, with more draws, attacked by preset standard (about an hour)
 	$(BIN)/drbench run $(FULL) $(FULL_FEW) $(FULL_ATTACKS) run.executor=processes --out results/digits/full
 	$(MAKE) figures
 
-digits-standard: setup  ## what digits-full attacks by shorter suites, under preset standard, on the same images (an hour)
-	$(BIN)/drbench run $(STANDARD) run.executor=processes --out results/digits/standard
-	$(BIN)/drbench table results/digits/standard --out results/digits/standard/robust
-	$(BIN)/drbench plot results/digits/standard --out results/digits/standard/robust
+digits-more: setup  ## the dearest attacks of digits-full on 25 images instead of 10, and variants of the attacked (an hour)
+	$(BIN)/drbench run $(MORE) run.executor=processes --out results/digits/more
+	$(BIN)/drbench table results/digits/more --out results/digits/more/robust
+	$(BIN)/drbench plot results/digits/more --out results/digits/more/robust
+	$(MAKE) figures
 
 tables: $(TABLES:%=table-%)  ## every paper's table, as far as weights and data are here
 
@@ -137,7 +138,7 @@ gallery: setup  ## pictures of digits-full: images with noise, purified, attacke
 	--out results/digits/full/gallery-unseen
 
 report: setup  ## one HTML page of the recorded runs, from tables down to the votes of each image
-	$(BIN)/drbench report results/digits/full --out results/report.html
+	$(BIN)/drbench report results/digits/full results/digits/more --out results/report.html
 
 verify: setup  ## recompute every certificate in results/ from its evidence
 	$(BIN)/drbench verify results

@@ -1,5 +1,7 @@
 """`make figures`: all tables and figures of the full job, the claims and the report, from its records. No torch.
 
+Claims, comparisons and report know the runs of `make digits-more` too: their attacks saw more images.
+
 The runs are read once. What is drawn side by side is drawn in forks of this process, which have them already.
 """
 
@@ -23,7 +25,7 @@ from drbench.report import render
 from drbench.report.book import Book
 from drbench.tables import certified_tables, halting, pareto, robust_tables, summary
 
-FULL, REPORT = Path("results/digits/full"), Path("results/report.html")
+FULL, MORE, REPORT = Path("results/digits/full"), Path("results/digits/more"), Path("results/report.html")
 FEW = "diffusion_classifier"  # affords few images: a figure of its own
 WORK: list[Callable[[], Sequence[Path]]] = []  # of this process, and so of its forks
 
@@ -34,7 +36,7 @@ def pages(runs: Sequence[Run]) -> list[Path]:
     return [
         *claim_tables.write(book.verdicts, FULL / "claims"),
         *head_to_head_tables.write(book.equal, FULL / "head-to-head"),
-        render.write(book, REPORT, [FULL]),
+        render.write(book, REPORT, [FULL, MORE]),
     ]
 
 
@@ -50,14 +52,14 @@ def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
     return how[kind](runs, FULL / name)
 
 
-def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
-    """What is to be written of these runs, the longest work first."""
+def plan(runs: Sequence[Run], more: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
+    """What is to be written of the runs of the full job, and of others beside them; the longest work first."""
     certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
     most, few = (
         [run for run in certified if (run.header["defense"]["name"] == FEW) is small] for small in (False, True)
     )
     work = [
-        (runs, lambda: pages(runs)),
+        (runs, lambda: pages([*runs, *more])),
         (most, lambda: draw("cost", most, "cost")),
         (most, lambda: draw("radius", most, "certified")),
         (attacked, lambda: draw("robust", attacked, "robust")),
@@ -82,13 +84,14 @@ def main() -> int:
     failed = 0
     try:
         runs = [record.read(folder) for folder in record.find([FULL])]
+        more = [record.read(folder) for folder in record.find([MORE])] if MORE.exists() else []
     except DrbenchError as error:
         print(f"figures: {error}", file=sys.stderr)
         return 2
     for run in runs:
         if run.task == "certify":
             summary.certified(run)  # all of the work asks for it
-    WORK[:] = plan(runs)
+    WORK[:] = plan(runs, more)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         for future in [pool.submit(do, number) for number in range(len(WORK))]:
             try:

@@ -1,4 +1,4 @@
-"""Rows of a method's README, from results/digits/{full,standard}/robust.csv: python -m benchmarks.robust_rows NAME."""
+"""Rows of a method's README, from results/digits/{full,more}/robust.csv: python -m benchmarks.robust_rows NAME."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 from drbench.tables.robust_tables import NORMS
 
-JOBS = ("full", "standard")
+JOBS = ("full", "more")
 HEAD = "| variant | threat | images | clean | average | majority | worst of 10 | strongest | gradients per image |"
 
 
