@@ -38,8 +38,11 @@ def pages(runs: Sequence[Run]) -> list[Path]:
     ]
 
 
-def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
-    """A figure. Only what draws waits for matplotlib, half a second: reading, claims and report need none."""
+def draw(kind: str, runs: Sequence[Run], name: str, among: Sequence[Run]) -> list[Path]:
+    """A figure; each method looks as in all that are drawn with the same `among`.
+
+    Only what draws waits for matplotlib, half a second: reading, claims and report need none.
+    """
     from drbench.plots import certified_plots, pareto_plot, robust_plots
 
     how = {
@@ -47,7 +50,7 @@ def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
         "radius": certified_plots.radius_curves,
         "robust": robust_plots.robust_curves,
     }
-    return how[kind](runs, FULL / name)
+    return how[kind](runs, FULL / name, among=among)
 
 
 def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
@@ -58,10 +61,10 @@ def plan(runs: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
     )
     work = [
         (runs, lambda: pages(runs)),
-        (most, lambda: draw("cost", most, "cost")),
-        (most, lambda: draw("radius", most, "certified")),
-        (attacked, lambda: draw("robust", attacked, "robust")),
-        (few, lambda: draw("radius", few, "certified-few")),
+        (most, lambda: draw("cost", most, "cost", runs)),
+        (most, lambda: draw("radius", most, "certified", runs)),
+        (attacked, lambda: draw("robust", attacked, "robust", runs)),
+        (few, lambda: draw("radius", few, "certified-few", runs)),
         (
             certified,
             lambda: certified_tables.write(summary.frame(certified), FULL / "certified", halting.frame(certified)),
