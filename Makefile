@@ -50,8 +50,6 @@ digits-full: setup  ## the same on all 500 test images, with more draws, attacke
 
 digits-more: setup  ## the dearest attacks of digits-full on 25 images instead of 10, and variants of the attacked (an hour)
 	$(BIN)/drbench run $(MORE) run.executor=processes --out results/digits/more
-	$(BIN)/drbench table results/digits/more --out results/digits/more/robust
-	$(BIN)/drbench plot results/digits/more --out results/digits/more/robust
 	$(MAKE) figures
 
 tables: $(TABLES:%=table-%)  ## every paper's table, as far as weights and data are here

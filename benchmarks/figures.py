@@ -40,8 +40,11 @@ def pages(runs: Sequence[Run]) -> list[Path]:
     ]
 
 
-def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
-    """A figure. Only what draws waits for matplotlib, half a second: reading, claims and report need none."""
+def draw(kind: str, runs: Sequence[Run], stem: Path, among: Sequence[Run]) -> list[Path]:
+    """A figure; each method looks as in all that are drawn with the same `among`.
+
+    Only what draws waits for matplotlib, half a second: reading, claims and report need none.
+    """
     from drbench.plots import certified_plots, pareto_plot, robust_plots
 
     how = {
@@ -49,27 +52,30 @@ def draw(kind: str, runs: Sequence[Run], name: str) -> list[Path]:
         "radius": certified_plots.radius_curves,
         "robust": robust_plots.robust_curves,
     }
-    return how[kind](runs, FULL / name)
+    return how[kind](runs, stem, among=among)
 
 
 def plan(runs: Sequence[Run], more: Sequence[Run]) -> list[Callable[[], Sequence[Path]]]:
-    """What is to be written of the runs of the full job, and of others beside them; the longest work first."""
+    """What is to be written of the runs of the full job, and of `make digits-more`; the longest work first."""
+    every = [*runs, *more]
     certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
     most, few = (
         [run for run in certified if (run.header["defense"]["name"] == FEW) is small] for small in (False, True)
     )
     work = [
-        (runs, lambda: pages([*runs, *more])),
-        (most, lambda: draw("cost", most, "cost")),
-        (most, lambda: draw("radius", most, "certified")),
-        (attacked, lambda: draw("robust", attacked, "robust")),
-        (few, lambda: draw("radius", few, "certified-few")),
+        (runs, lambda: pages(every)),
+        (most, lambda: draw("cost", most, FULL / "cost", every)),
+        (most, lambda: draw("radius", most, FULL / "certified", every)),
+        (attacked, lambda: draw("robust", attacked, FULL / "robust", every)),
+        (more, lambda: draw("robust", more, MORE / "robust", every)),
+        (few, lambda: draw("radius", few, FULL / "certified-few", every)),
         (
             certified,
             lambda: certified_tables.write(summary.frame(certified), FULL / "certified", halting.frame(certified)),
         ),
         (most, lambda: pareto.write(pareto.frame(most, pareto.RADII), FULL / "cost")),
         (attacked, lambda: robust_tables.write(robust_tables.frame(attacked), FULL / "robust")),
+        (more, lambda: robust_tables.write(robust_tables.frame(more), MORE / "robust")),
     ]
     return [do for some, do in work if some]
 

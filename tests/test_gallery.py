@@ -257,6 +257,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys):
 def test_magnification_fills_the_range_and_never_leaves_it(largest, factor):
     assert gathering.magnification(float(np.float32(largest))) == factor
     assert factor * largest <= 0.5 + 1e-6
+    assert words.magnified(factor) == (() if factor == 1 else (f"× {factor:g}",))
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------

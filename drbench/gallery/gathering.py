@@ -195,7 +195,7 @@ def _tiles(opened: Opened) -> dict[int | str, tuple[Tile, Tile, Tile]]:
     tiles = {}
     for name, image, change, asked in zip(ids, x_adv.numpy(), delta, seen, strict=True):
         lines, verdict = words.answers(run, name)
-        difference = Tile(0.5 + factor * change, (f"× {factor:g}", words.found(run, name)))
+        difference = Tile(0.5 + factor * change, (*words.magnified(factor), words.found(run, name)))
         tiles[name] = (Tile(image, lines, verdict), difference, _classified(asked, not engine["deterministic"]))
     return tiles
 

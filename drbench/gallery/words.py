@@ -124,6 +124,11 @@ def _class(answer: int) -> str:
     return "no answer" if answer == ABSTAIN else str(answer)
 
 
+def magnified(factor: float) -> tuple[str, ...]:
+    """By how much a difference is; nothing where it is shown as it is."""
+    return () if factor == 1 else (f"× {factor:g}",)
+
+
 def found(run: Run, name: int | str) -> str:
     """Which attack found the example."""
     return evidence(run, name).kept or "none found: clean"
@@ -140,7 +145,8 @@ def note(runs: Sequence[Run]) -> str:
         unit = "/".join(sorted({NORMS[stats.norm(run.header["engine"])] for run in runs if run.task == "certify"}))
         said.append(f"Class and its share of the recorded votes; r: certified {unit} radius.")
     if "attack" in tasks:
-        said.append("Under attack: most frequent answer and how often it came; difference: magnified, grey is none.")
+        said.append("Under attack: most frequent answer and how often it came; difference: grey is none, magnified by "
+                    "the factor below it, if any.")  # fmt: skip
     return " ".join([*said, "Noise: that of one draw that was counted, whose answer stands last. Pixels clipped to "
                      "[0,\u00a01]."])  # fmt: skip
 
@@ -173,7 +179,7 @@ def _alt(runs: Sequence[Run], ids: Sequence[int | str], methods: Mapping) -> str
                      f"it before classifying: {_tally(verdicts)}.")  # fmt: skip
     if methods["attack"]:
         verdicts = Counter(answers(run, name)[1] for run in runs if run.task == "attack" for name in ids)
-        parts.append(f"Each with the adversarial examples against {_listed(methods['attack'])}, and their magnified "
+        parts.append(f"Each with the adversarial examples against {_listed(methods['attack'])}, and their "
                      f"difference to the clean image: {_tally(verdicts)}.")  # fmt: skip
     return " ".join(parts)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,15 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from drbench.plots import saving
-from drbench.plots.curves import MARKERS, NORMS, Panel, curve_frame, line_styles, panels_of, thinned
+from drbench.plots import looks, saving
+from drbench.plots.curves import NORMS, Panel, curve_frame, panels_of, thinned
+from drbench.plots.headline import headline
 from drbench.records.record import Run
 from drbench.tables import summary
 from drbench.tables.frames import first_row, named_rows
 from drbench.tables.summary import METHOD
 
+LEVELS = (0.25, 0.5, 1.0)  # the usual ones, whose symbols are the same in all figures
 
-def radius_curves(runs: Sequence[Run], stem: str | Path, norm: str | None = None) -> list[Path]:
+
+def radius_curves(
+    runs: Sequence[Run], stem: str | Path, norm: str | None = None, among: Sequence[Run] | None = None
+) -> list[Path]:
     """Write `<stem>.png` and `<stem>.svg`; the same records give the same bytes.
 
     x: radius in pixel units. y: certified accuracy in % of all recorded images, exact steps at the certified radii,
@@ -32,23 +36,25 @@ def radius_curves(runs: Sequence[Run], stem: str | Path, norm: str | None = None
     ----------
     runs : sequence of Run
         Panels are per data set, subset and sigma (or scales of a cascade); a defense and variant has one colour and
-        dash in all of them.
+        dash in all of them, and in all figures with the same `among`.
     norm : {"l1", "l2", "linf"}, optional
         Of the radii; by default that in which the runs certify.
+    among : sequence of Run, optional
+        All that are to look different, in this and other figures; by default `runs`.
     """
     curves = curve_frame(runs, norm)
-    return saving.save(lambda: _draw(curves), stem)
+    return saving.save(lambda: _draw(curves, looks.of(among or runs)), stem)
 
 
-def _draw(curves: DataFrame) -> Figure:
-    panels, styles = panels_of(curves), line_styles(curves)
+def _draw(curves: DataFrame, styles: dict) -> Figure:
+    panels = panels_of(curves)
     single, _ = summary.split(curves)
-    markers = {sigma: MARKERS[i % len(MARKERS)] for i, sigma in enumerate(sorted(single["sigma"].unique()))}
-    handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key])
+    markers = _level_markers(single["sigma"])
+    handles = [Line2D([], [], label=_label(part, curves), linewidth=2, **styles[key].line)
                for key, part in curves.groupby(METHOD, sort=False)]  # fmt: skip
     won = _winners(panels)
     handles += [Line2D([], [], label=f"best at σ = {sigma:g}", color="grey", linestyle="", marker=marker)
-                for sigma, marker in markers.items() if sigma in won]  # fmt: skip
+                for sigma, marker in sorted(markers.items()) if sigma in won]  # fmt: skip
     longest = max(len(handle.get_label()) for handle in handles)
     legend_columns = max(1, min(4, 200 // (longest + 12)))  # about 200 letters fit side by side, a dash takes 12
     columns = len(panels) if len(panels) <= 4 else 3
@@ -63,8 +69,14 @@ def _draw(curves: DataFrame) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("certified accuracy (%)")
     figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False, handlelength=3.5)
-    figure.suptitle(textwrap.fill(_headline(curves), 45 * columns), fontsize=11)
+    headline(figure, _headline(curves))
     return figure
+
+
+def _level_markers(sigmas: Iterable[float]) -> dict[float, str]:
+    """Symbols of noise levels: fixed ones of the usual levels, the next ones of others."""
+    levels = [*LEVELS, *sorted({*sigmas} - {*LEVELS})]
+    return {sigma: looks.MARKERS[i % len(looks.MARKERS)] for i, sigma in enumerate(levels)}
 
 
 def _winners(panels: Sequence[Panel]) -> set[float]:
@@ -79,19 +91,19 @@ def _symbols(line: DataFrame) -> list:
 def _draw_panel(axes: Axes, panel: Panel, styles: dict, markers: dict) -> None:
     for line in panel.beside:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
-        axes.plot(*_steps_down(thinned(line)), drawstyle="steps-pre", linewidth=1.0, **style)
+        axes.plot(*_steps_down(thinned(line)), drawstyle="steps-pre", linewidth=1.0, **style.line)
         start = 0, 100 * line["certified_accuracy"].iat[0]  # apart from each other, unlike the rest of the curves
         axes.annotate(f"σ = {line['sigma'].iat[0]:g}", start, (4, 2), textcoords="offset points", fontsize=8.5,
-                      color=style["color"])  # fmt: skip
+                      color=style.colour)  # fmt: skip
     for line in panel.curves:
         style = styles[line["defense"].iat[0], line["variant"].iat[0]]
         steps = thinned(line)
         low, high = 100 * steps["ci_low"], 100 * steps["ci_high"]
-        axes.fill_between(steps["radius"], low, high, step="pre", color=style["color"], alpha=0.1, linewidth=0)
-        axes.plot(*_steps_down(steps), drawstyle="steps-pre", linewidth=1.8, **style)
+        axes.fill_between(steps["radius"], low, high, step="pre", color=style.colour, alpha=0.1, linewidth=0)
+        axes.plot(*_steps_down(steps), drawstyle="steps-pre", linewidth=1.8, **style.line)
         if panel.oracle:
             for row in _symbols(line):
-                axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style["color"],
+                axes.plot(row.radius, 100 * row.certified_accuracy, markers[row.sigma], color=style.colour,
                           markersize=8, markeredgecolor="white", zorder=3, clip_on=False)  # fmt: skip
     right = _shown(panel) if panel.cascade else 1.08 * max(panel.ceilings)
     for radius, label in panel.ceilings.items():

@@ -14,10 +14,6 @@ from drbench.records.record import Run
 from drbench.tables import summary
 from drbench.tables.summary import DATA, METHOD
 
-# Okabe and Ito 2008 without its yellow, which is lost on white; 7 colours and 5 dashes give 35 different lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", (0, (5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.2, 1)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)))
-MARKERS = "os^DvPX*<>hpd"
 NORMS = {"l1": "ℓ₁", "l2": "ℓ₂", "linf": "ℓ∞"}
 COLUMNS = [*DATA, *METHOD, "certifier", "noise", "norm", "sigma", "sigmas", "n0", "n", "alpha", "ceiling", "images",
            "radius", "certified_accuracy", "ci_low", "ci_high", "weights", "partial", "marks", "run"]  # fmt: skip
@@ -87,12 +83,6 @@ def _limits(level: DataFrame) -> dict[float, str]:
     rows = level[["ceiling", "n", "certifier"]].drop_duplicates().itertuples()
     return {row.ceiling: "ceiling of the Lipschitz constant" if row.certifier == "lipschitz"
             else f"ceiling for n = {row.n:,}" for row in rows}  # fmt: skip
-
-
-def line_styles(curves: DataFrame) -> dict[tuple[str, str], dict]:
-    """(defense, variant) -> colour and dash."""
-    keys = enumerate(curves[METHOD].drop_duplicates().itertuples(index=False, name=None))
-    return {key: {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]} for i, key in keys}
 
 
 def thinned(line: DataFrame) -> DataFrame:

@@ -14,8 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
-from drbench.plots import saving
-from drbench.plots.curves import COLOURS, MARKERS
+from drbench.plots import looks, saving
 from drbench.records.record import Run
 from drbench.tables import pareto, summary
 from drbench.tables.frames import first_row, named_rows
@@ -24,27 +23,22 @@ from drbench.tables.summary import METHOD
 COSTS = {"": ("evaluations", "network evaluations per image"), "-seconds": ("seconds_per_image", "seconds per image")}
 
 
-def cost_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
+def cost_curves(runs: Sequence[Run], stem: str | Path, among: Sequence[Run] | None = None) -> list[Path]:
     """Write `<stem>` and `<stem>-seconds` as PNG and SVG; the same records give the same bytes.
 
     x: network evaluations per image, or seconds, both logarithmic. y: certified accuracy in % with 95 % Clopper-Pearson
     intervals over the images. The step line is the front: the best accuracy for at most that cost. A defense and
-    variant has one colour and symbol in both. Left out: rows without cost, and those whose draws cannot reach a radius.
+    variant has one colour and symbol in both, and in all figures with the same `among`, by default `runs`. Left out:
+    rows without cost, and those whose draws cannot reach a radius.
     """
     stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
-    styles = _styles(table)  # of all rows, also of those that cost nothing: the same in both figures
+    styles = looks.of(among or runs)
     for suffix, (column, label) in COSTS.items():
         some = table[table[column] > 0]
         if some.empty:
             raise DrbenchError(f"no plot {stem}: none of these runs has a cost in {label}; add one with a network")
         paths += saving.save(partial(_draw, some, column, label, styles), stem.with_name(stem.name + suffix))
     return paths
-
-
-def _styles(table: DataFrame) -> dict[tuple[str, str], dict]:
-    """(defense, variant) -> colour and symbol."""
-    keys = enumerate(table[METHOD].drop_duplicates().itertuples(index=False, name=None))
-    return {key: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, key in keys}
 
 
 def _draw(table: DataFrame, column: str, label: str, styles: dict) -> Figure:
@@ -63,7 +57,7 @@ def _draw(table: DataFrame, column: str, label: str, styles: dict) -> Figure:
         grid[-1, across].set_xlabel(label)
     for axes in grid[:, 0]:
         axes.set_ylabel("certified accuracy (%)")
-    handles = [Line2D([], [], linestyle="", label=name, **styles[key]) for key, name in methods.items()]
+    handles = [Line2D([], [], linestyle="", label=name, **styles[key].point) for key, name in methods.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
@@ -77,10 +71,10 @@ def _panel(axes: Axes, part: DataFrame, column: str, styles: dict) -> None:
     axes.plot(ordered[column], 100 * best, drawstyle="steps-post", color="#999999", linewidth=1, zorder=1)
     rows = list(named_rows(ordered))
     bars = zip(*((getattr(row, column), 100 * row.ci_low, 100 * row.ci_high) for row in rows), strict=True)
-    axes.vlines(*bars, colors=[styles[row.defense, row.variant]["color"] for row in rows], linewidth=1)
+    axes.vlines(*bars, colors=[styles[row.defense, row.variant].colour for row in rows], linewidth=1)
     for row in rows:
-        style = styles[row.defense, row.variant]
-        axes.plot(getattr(row, column), 100 * row.certified_accuracy, markersize=7, **style)
+        style = styles[row.defense, row.variant].point
+        axes.plot(getattr(row, column), 100 * row.certified_accuracy, markersize=7, clip_on=False, zorder=3, **style)
     axes.set(xscale="log", xlim=_wide(ordered[column].min() / 1.6, ordered[column].max() * 1.6), ylim=(0, 100))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())

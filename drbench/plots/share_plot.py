@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from pandas import DataFrame
 
 from drbench.errors import DrbenchError
-from drbench.plots import curves, saving
+from drbench.plots import looks, saving
 from drbench.records.record import Run
 from drbench.tables import quantities, summary
 from drbench.tables.frames import first_row
@@ -37,7 +37,7 @@ def share_curves(runs: Sequence[Run], stem: str | Path) -> list[Path]:
         )
     tidy = pd.concat([_tidy(row, shares) for row, shares in curves], ignore_index=True)
     table = Path(stem).with_name(Path(stem).name + ".csv")
-    written = saving.save(lambda: _draw(tidy), stem)
+    written = saving.save(lambda: _draw(tidy, looks.of(runs)), stem)
     table.write_text(tidy.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
     return [*written, table]
 
@@ -49,8 +49,8 @@ def _tidy(row, shares: Sequence[float]) -> DataFrame:
     return DataFrame({**facts, "p": at, "share_of_images": quantities.ecdf(shares, at)})
 
 
-def _draw(tidy: DataFrame) -> Figure:
-    styles, levels = curves.line_styles(tidy), sorted(tidy["sigma"].unique())
+def _draw(tidy: DataFrame, styles: dict) -> Figure:
+    levels = sorted(tidy["sigma"].unique())
     lines: dict[str, Line2D] = {}
     figure = Figure(figsize=(5 * max(2, len(levels)), 5), dpi=100, layout="constrained")
     for axes, sigma in zip(figure.subplots(1, len(levels), sharey=True, squeeze=False)[0], levels, strict=True):
@@ -58,7 +58,7 @@ def _draw(tidy: DataFrame) -> Figure:
             first = first_row(line)
             x, y = [0, *line["p"], 1], [0, *(100 * line["share_of_images"]), 100]
             lines[summary.method_name(first)] = axes.step(
-                x, y, where="post", linewidth=1.8, **styles[first.defense, first.variant]
+                x, y, where="post", linewidth=1.8, **styles[first.defense, first.variant].line
             )[0]
         axes.set(title=f"σ = {sigma:g}", xlabel="p: the label's share of the votes", xlim=(0, 1), ylim=(0, 100))
     figure.axes[0].set_ylabel("images with at most p (%)")

@@ -3,7 +3,8 @@
 // Markers of the legend, around 0, as Plotly draws them.
 const SHAPES = {
   circle: "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0", square: "M-4,-4h8v8h-8z", diamond: "M0,-5.5L5.5,0L0,5.5L-5.5,0z",
-  "triangle-up": "M0,-5L5,4H-5z", "triangle-down": "M0,5L5,-4H-5z", cross: "M-1.5,-5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z",
+  "triangle-left": "M-5,0L4,5V-5z", "triangle-right": "M5,0L-4,5V-5z", hexagon: "M0,-5L4.3,-2.5V2.5L0,5L-4.3,2.5V-2.5z",
+  pentagon: "M0,-5L4.8,-1.5L2.9,4H-2.9L-4.8,-1.5z", "diamond-tall": "M0,-6L3,0L0,6L-3,0z", "triangle-up": "M0,-5L5,4H-5z", "triangle-down": "M0,5L5,-4H-5z", cross: "M-1.5,-5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z",
   x: "M-5,-3L-3,-5L0,-2L3,-5L5,-3L2,0L5,3L3,5L0,2L-3,5L-5,3L-2,0z", star: "M0,-5.5L1.5,-1.7H5.5L2.3,0.7L3.4,4.8L0,2.4L-3.4,4.8L-2.3,0.7L-5.5,-1.7H-1.5z",
 };
 
@@ -32,17 +33,17 @@ function hover(line, i) {
 }
 
 function traces(panel, line, bands) {
-  const shape = panel.shape ?? "linear", steps = shape === "vh";
+  const shape = panel.shape ?? "linear", steps = shape === "vh", joined = steps || (!panel.log && line.x.length > 2); // clean and one eps: no curve
   const x = steps ? [...line.x, line.x.at(-1)] : line.x, fall = (y) => (steps ? [...y, 0] : y);
   const common = { x, type: "scatter", showlegend: false };
   const made = [];
-  if (steps && bands && line.low && !line.thin) {
+  if (joined && bands && line.low && !line.thin) {
     const edge = { ...common, x: line.x, mode: "lines", hoverinfo: "skip", line: { width: 0, shape } };
     made.push({ ...edge, y: line.low }, { ...edge, y: line.high, fill: "tonexty", fillcolor: faded(line.colour) });
   }
-  const bars = !steps && bands && { type: "data", symmetric: false, array: line.high.map((high, i) => high - line.y[i]),
+  const bars = !joined && bands && { type: "data", symmetric: false, array: line.high.map((high, i) => high - line.y[i]),
     arrayminus: line.low.map((low, i) => line.y[i] - low), color: line.colour, thickness: 1, width: 3 };
-  made.push({ ...common, y: fall(line.y), name: plain(line.label), mode: steps ? "lines" : panel.log ? "markers" : "lines+markers",
+  made.push({ ...common, y: fall(line.y), name: plain(line.label), mode: steps ? "lines" : joined ? "lines+markers" : "markers",
     line: { color: line.colour, dash: line.dash || "solid", width: line.thin ? 1 : 2, shape },
     marker: { color: line.colour, symbol: line.symbol, size: 9 }, ...(bars ? { error_y: bars } : {}),
     cliponaxis: false, text: line.x.map((_, i) => hover(line, i)), hovertemplate: "%{text}<extra></extra>",

@@ -7,16 +7,20 @@ from itertools import accumulate
 
 from pandas import DataFrame
 
-from drbench.plots.curves import COLOURS, NORMS, Panel, curve_frame, line_styles, panels_of, thinned
+from drbench.plots import looks
+from drbench.plots.curves import NORMS, Panel, curve_frame, panels_of, thinned
+from drbench.plots.looks import Look
 from drbench.records.record import Run
 from drbench.report.book import Book, by_norm
 from drbench.report.marks import signs
 from drbench.tables import pareto, robust_tables, summary
 from drbench.tables.frames import first_row, named_rows
 from drbench.tables.robust_tables import LINE, PANEL
-from drbench.tables.summary import METHOD, method_name
+from drbench.tables.summary import method_name
 
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
+SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross",
+           "X": "x", "*": "star", "<": "triangle-left", ">": "triangle-right", "h": "hexagon", "p": "pentagon",
+           "d": "diamond-tall"}  # fmt: skip
 COSTS = {"network evaluations per image": "evaluations", "seconds per image": "seconds_per_image"}
 
 
@@ -64,7 +68,7 @@ def curves(book: Book) -> list[dict]:
 
 def _curves(book: Book, runs: Sequence[Run]) -> Iterator[dict]:
     frame = curve_frame(runs)
-    styles = line_styles(frame)
+    styles = looks.of(book.runs)
     for panel in panels_of(frame):
         lines = [_curve(book, line, styles, panel.oracle) for line in panel.curves]
         lines += [_beside(_curve(book, line, styles, False), line) for line in panel.beside]
@@ -81,12 +85,12 @@ def _curves(book: Book, runs: Sequence[Run]) -> Iterator[dict]:
 def _curve(book: Book, line: DataFrame, styles: dict, oracle: bool) -> dict:
     line = line[line.index.isin(thinned(line).index) | (line["radius"] % 0.25 == 0)]
     first = first_row(line)
-    style = styles[first.defense, first.variant]
+    style = _dashed(styles[first.defense, first.variant])
     points = {"x": line["radius"].tolist(), "y": _percent(line["certified_accuracy"]),
               "low": _percent(line["ci_low"]), "high": _percent(line["ci_high"])}  # fmt: skip
     label = method_name(first) + (f", {first.noise} noise" if first.noise != "gaussian" else "")
     runs = [book.number("certify", place) for place in (line["run"] if oracle else [first.run])]
-    made = _line(book, label, runs, {"colour": style["color"], "dash": _dash(style["linestyle"])}, points)
+    made = _line(book, label, runs, style, points)
     winner = {"text": [f"best at σ = {s:g}" if s == s else "" for s in line["sigma"]]} if oracle else {}
     return made | {"images": int(first.images), "n": int(first.n)} | winner
 
@@ -96,8 +100,13 @@ def _beside(drawn: dict, line: DataFrame) -> dict:
     return drawn | {"thin": True, "label": f"{drawn['label']} at σ = {line['sigma'].iat[0]:g} alone"}
 
 
-def _dash(pattern) -> str:
-    return "" if pattern == "-" else ",".join(f"{2 * part:g}px" for part in pattern[1])
+def _dashed(look: Look) -> dict:
+    dash = "" if look.dash == "-" else ",".join(f"{2 * part:g}px" for part in look.dash[1])
+    return {"colour": look.colour, "dash": dash}
+
+
+def _marked(look: Look) -> dict:
+    return {"colour": look.colour, "symbol": SYMBOLS[look.marker]}
 
 
 def _right(panel: Panel) -> float:
@@ -120,8 +129,7 @@ def _costs(book: Book, frame: DataFrame) -> Iterator[dict]:
     if not len(frame):
         return
     frame = pareto.priced(frame, [book.runs[book.number("certify", place)] for place in frame["run"].unique()])
-    styles = {key: {"colour": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
-              for i, key in enumerate(frame[METHOD].drop_duplicates().itertuples(index=False, name=None))}  # fmt: skip
+    styles = looks.of(book.runs)
     for (*_, radius), part in frame.groupby([*pareto.GROUP, "radius"], sort=False):
         rows = list(named_rows(part))
         about = f"{rows[0].dataset} {rows[0].subset}, {summary.where(rows[0])}", f"r = {radius:g}"
@@ -139,7 +147,8 @@ def _point(book: Book, row, cost: float, styles: dict) -> dict:
     points = {"x": [cost], "y": [100 * row.certified_accuracy], "low": [100 * row.ci_low],
               "high": [100 * row.ci_high], "text": ["no cheaper row is as good" if row.front else ""]}  # fmt: skip
     run = book.number("certify", row.run)
-    return _line(book, method_name(row), [run], styles[row.defense, row.variant], points) | {"images": row.images}
+    style = _marked(styles[row.defense, row.variant])
+    return _line(book, method_name(row), [run], style, points) | {"images": row.images}
 
 
 # ---- robust accuracy against eps ----------------------------------------------------------------------------------
@@ -151,6 +160,7 @@ def robust(book: Book) -> list[dict]:
         return []
     rows = list(named_rows(book.attacked))  # sorted by eps
     keys = list(dict.fromkeys(_values(row, LINE) for row in rows))
+    styles = looks.of_lines(keys, book.runs)
     found = []
     for panel in dict.fromkeys(_values(row, PANEL) for row in rows):
         dataset, subset, norm = panel
@@ -159,7 +169,7 @@ def robust(book: Book) -> list[dict]:
         unit = robust_tables.NORMS.get(norm, norm)
         x = "eps (pixels)" if norm == "stadv" else f"{unit} radius eps (pixel units)"
         for kind in robust_tables.KINDS:
-            shown = [_attacked(book, line, kind, place) for place, line in enumerate(lines) if line]
+            shown = [_attacked(book, line, kind, styles[key]) for key, line in zip(keys, lines, strict=True) if line]
             at = [f"{dataset} {subset}, {unit}", kind.replace("_", "-")]
             rank = len(shown) if kind == "average" else -1
             found.append(_panel(at, x, f"robust accuracy, {at[1]} (%)", shown, shape="linear", rank=rank))
@@ -170,12 +180,11 @@ def _values(row, columns: Sequence[str]) -> tuple:
     return tuple(getattr(row, column) for column in columns)
 
 
-def _attacked(book: Book, line: list, kind: str, place: int) -> dict:
+def _attacked(book: Book, line: list, kind: str, look: Look) -> dict:
     first, names = line[0], {key: f"{kind}{end}" for key, end in (("y", ""), ("low", "_low"), ("high", "_high"))}
     points = {key: [100 * getattr(first, f"clean_{name}"), *(100 * getattr(row, name) for row in line)]
               for key, name in names.items()}  # fmt: skip
     points |= {"x": [0.0, *(row.eps for row in line)], "text": ["clean", *(f"eps = {row.eps_text}" for row in line)]}
     numbers = [book.number("attack", row.run) for row in line]
     label = method_name(first) + (f" at σ = {first.sigma:g}" if first.sigma else "") + f", {first.preset}"
-    style = {"colour": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)]}
-    return _line(book, label, [numbers[0], *numbers], style, points) | {"images": first.images}
+    return _line(book, label, [numbers[0], *numbers], _dashed(look) | _marked(look), points) | {"images": first.images}

@@ -90,6 +90,8 @@ def test_a_defense_looks_the_same_in_both_plots(runs, tmp_path, monkeypatch):
                              figure.legends[0].legend_handles} for figure in drawn)  # fmt: skip
     assert by_seconds.keys() - by_calls.keys() == {"constant"} and len(by_calls) == len(set(by_calls.values())) == 4
     assert by_calls.items() <= by_seconds.items()
+    symbols = [line for figure in drawn for axes in figure.axes for line in axes.lines if line.get_marker() != "None"]
+    assert symbols and not any(line.get_clip_on() for line in symbols)  # whole at 100 %, too
 
 
 def test_runs_without_costs_are_left_out(runs, tmp_path):

@@ -1,4 +1,4 @@
-"""Radius curves: the files, and the drawn data against counts made by hand."""
+"""Radius and eps curves: the files, the drawn data against counts made by hand, and who looks like what."""
 
 import os
 import struct
@@ -13,12 +13,14 @@ import pytest
 
 from drbench import stats
 from drbench.errors import DrbenchError
-from drbench.plots import certified_plots, curves
+from drbench.plots import certified_plots, curves, looks, pareto_plot, robust_plots
 from drbench.records import record
-from drbench.tables import summary
+from drbench.report.gather import gather
+from drbench.tables import pareto, robust_tables, summary
 from tests.runs import make_cascade, make_run
 
 N, ALPHA, ALL = 1000, 0.001, 1000
+FULL = Path(__file__).parents[2] / "results" / "digits" / "full"
 
 
 @pytest.fixture
@@ -33,7 +35,15 @@ def runs(tmp_path):
 
 def draw(runs):
     """The figure's axes, in the order of the panels."""
-    return certified_plots._draw(curves.curve_frame(runs)).axes
+    return certified_plots._draw(curves.curve_frame(runs), looks.of(runs)).axes
+
+
+def recorded(*patterns) -> list[record.Run]:
+    return [record.read(folder) for pattern in patterns for folder in sorted(FULL.glob(pattern))]
+
+
+def draw_robust(runs, among=None):
+    return robust_plots._draw(robust_tables.frame(runs), among or runs)
 
 
 def texts_of(svg) -> list[str]:
@@ -120,9 +130,76 @@ def test_a_method_looks_the_same_in_all_panels_and_unlike_the_others(runs):
     assert len({colour for colour, *_ in first}) == 3 and len({str(dash) for *_, dash in first}) == 3
 
 
-def test_thirty_five_methods_have_different_lines(tmp_path):
-    many = summary.frame([make_run(tmp_path / str(i), [ALL], n=ALL, variant=f"{i:02}") for i in range(35)], radii=[0.0])
-    assert len({str(style) for style in curves.line_styles(many).values()}) == 35
+@pytest.mark.parametrize("names", [["rcm"], ["rcm", "mine", "constant"], [*looks.COLOURS]], ids=len)
+def test_no_two_of_390_methods_look_alike_as_lines_or_as_points(names):
+    found = looks._choose([(names[i % len(names)], f"{i:03}") for i in range(390)]).values()
+    assert len({str(look.line) for look in found}) == len({str(look.point) for look in found}) == 390
+
+
+def test_a_method_looks_the_same_in_all_figures_and_in_the_report():
+    certified = recorded("runs/denoised-*/*", "runs/undefended/*", "runs/rcm-seed_0/*")
+    attacked = recorded("attacks/denoised-*/l2-*", "attacks/undefended/l2-*", "attacks/rcm-seed_0/l2-*")
+    runs = [*certified, *attacked]
+    styles, names = looks.of(runs), ("denoised (one_shot)", "undefended", "rcm (seed 0)")
+    figures = [certified_plots._draw(curves.curve_frame(certified), styles), draw_robust(attacked, runs)]
+    figures += [pareto_plot._draw(pareto.frame(certified, pareto.DRAWN), "evaluations", "", styles)]
+    panels = [figure["panels"] for figure in gather(runs).figures]
+    for name in names:
+        drawn = [handle for figure in figures for handle in figure.legends[0].legend_handles
+                 if handle.get_label().startswith(name)]  # fmt: skip
+        lines = [line for each in panels for panel in each for line in panel["lines"] if line["label"].startswith(name)]
+        assert len(drawn) == 3 and len({line["label"] for line in lines}) >= 2
+        assert len({handle.get_color() for handle in drawn} | {line["colour"] for line in lines}) == 1
+        assert len({str(handle._unscaled_dash_pattern) for handle in drawn[:2]}) == 1
+        assert len({handle.get_marker() for handle in drawn[1:]}) == 1
+        assert len({line["dash"] for line in lines if "dash" in line}) == 1
+        assert len({line["symbol"] for line in lines if "symbol" in line}) == 1
+
+
+def test_the_colour_of_a_defense_does_not_depend_on_the_others():
+    alone = {name: looks._choose([(name, "")])[name, ""] for name in (*looks.COLOURS, "other/mine")}
+    together = looks._choose((name, "") for name in alone)
+    assert len({alone[name].colour for name in looks.COLOURS}) == len(looks.COLOURS)
+    assert all(together[name, ""] == alone[name] for name in looks.COLOURS)
+
+
+def test_symbols_of_noise_levels_are_the_same_in_all_figures():
+    one, other = certified_plots._level_markers([0.0, 0.25, 0.5]), certified_plots._level_markers([0.12, 0.25, 0.5, 1])
+    assert (one[0.25], one[0.5]) == (other[0.25], other[0.5]) == ("o", "s")
+    assert {0.0, 0.25, 0.5} <= one.keys() and len(set(other.values())) == len(other) == 4
+
+
+@pytest.mark.parametrize("kind", ["certified", "robust"])
+def test_the_headline_of_one_panel_fits(kind):
+    if kind == "certified":
+        runs = recorded("runs/diffpure-*/*0.25*")
+        figure = certified_plots._draw(curves.curve_frame(runs), looks.of(runs))
+    else:
+        figure = draw_robust(recorded("attacks/undefended/l2-*"))
+    figure.draw_without_rendering()
+    text, title = figure._suptitle.get_window_extent(), figure.axes[0].title.get_window_extent()
+    assert text.x0 >= 0 and text.x1 <= figure.bbox.width and title.y1 <= text.y0 and text.y1 <= figure.bbox.height
+    assert figure._suptitle.get_text().count("\n") <= 1
+
+
+def test_robust_accuracy_at_one_eps_is_a_point_and_at_several_a_curve_with_a_band():
+    several = draw_robust(recorded("attacks/undefended/l2-*"))
+    assert several.legends[0].handlelength == 3.5 and not several.axes[0].containers
+    (curve,), (band,) = several.axes[0].lines, several.axes[0].collections
+    low, high = band.get_paths()[0].get_extents().intervaly
+    assert curve.get_linestyle() != "None" and low == 0.0 and high == 100.0 and not curve.get_clip_on()
+    one = draw_robust(recorded("attacks/undefended/l2-1-*")).axes[0]
+    (bars,) = one.containers
+    assert bars.has_yerr and bars.lines[0].get_linestyle() == "None" and bars.lines[0].get_marker() not in ("", "None")
+    assert list(one.get_xticks()) == [0, 1]
+
+
+def test_lines_of_one_method_under_two_attacks_differ():
+    runs = recorded("attacks/multiscale-tuned-denoiser/*")
+    handles = draw_robust(runs).legends[0].legend_handles
+    assert len(handles) == 2 == len({(handle.get_color(), handle.get_marker()) for handle in handles})
+    (first, *_) = [handle for handle in handles if "standard" in handle.get_label()]
+    assert first.get_color() == looks.of(runs)["multiscale", "tuned-denoiser"].colour
 
 
 def test_bands_are_the_intervals(tmp_path):
