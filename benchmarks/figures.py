@@ -1,7 +1,6 @@
 """`make figures`: all tables and figures of the full job, the claims and the report, from its records. No torch.
 
-Claims, comparisons and report know the runs of `make digits-more` too: their attacks saw more images.
-
+Those of `make digits-more` have tables of their own; claims and report take them too, as their attacks saw more images.
 The runs are read once. What is drawn side by side is drawn in forks of this process, which have them already.
 """
 

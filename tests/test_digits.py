@@ -20,9 +20,10 @@ from drbench.tables import certified_tables, halting, robust_tables, summary  # 
 
 ROOT = Path(__file__).parents[1]
 FULL = ROOT / "results" / "digits" / "full"
-FILES = ROOT / "benchmarks" / "digits" / "full"
+MORE = ROOT / "results" / "digits" / "more"
+FILES = ROOT / "benchmarks" / "digits"
 METHODS = sorted(path.parent.name for path in (ROOT / "methods").glob("*/README.md"))
-IN_STANDARD = {"diffpure", "diffusion_classifier", "multiscale"}  # the full job attacks these by shorter suites
+IN_MORE = {"adversarial_training", "diffpure", "diffusion_classifier", "multiscale"}
 DENOISED = ["digits/classifier", "digits/denoiser"]
 
 
@@ -137,22 +138,23 @@ def test_tracked_votes_are_those_of_the_shipped_weights(row, tmp_path):
             assert turned <= max(1, 0.001 * sum(votes.values()))
 
 
-def test_the_full_job_knows_its_tracked_runs(monkeypatch):
+@pytest.mark.parametrize("results", [FULL, MORE], ids=["full", "more"])
+def test_a_job_knows_its_tracked_runs(results, monkeypatch):
     """Its files and shipped weights lead to the tracked folders, so that `make digits-full` goes on from them."""
     monkeypatch.chdir(ROOT)
     expected = set()
-    for file in [*FILES.glob("*.yaml"), *FILES.glob("attack/*.yaml")]:
+    for file in (FILES / results.name).rglob("*.yaml"):
         for cell in config.load(file):
             identity = runner.identity_of(cell, [weights.resolve(name) for name in cell.defense.checkpoint])
-            expected.add(folder := runner.folder_of(cell, FULL.relative_to(ROOT), identity))
+            expected.add(folder := runner.folder_of(cell, results.relative_to(ROOT), identity))
             assert record.read(folder).header["identity"] == identity
             audited = record.read(folder).header.get("audit", {}).get("ids", [])
             assert len(audited) == (audit_job.size(cell) if cell.task == "attack" else 0), folder
-    assert expected == {path.relative_to(ROOT) for path in record.find([FULL])}
+    assert expected == {path.relative_to(ROOT) for path in record.find([results])}
 
 
 def test_tracked_runs_verify():
-    for folder in record.find([FULL]):
+    for folder in record.find([FULL, MORE]):
         run = record.read(folder)
         assert verify.problems(run) == [] and run.complete and run.marks == [], folder
         assert len(run.rows) == run.header["data"]["images"]
@@ -160,15 +162,17 @@ def test_tracked_runs_verify():
 
 @pytest.fixture(scope="module")
 def runs():
-    return [record.read(folder) for folder in record.find([FULL])]
+    return [record.read(folder) for folder in record.find([FULL, MORE])]
 
 
 def test_tracked_tables_are_made_from_the_tracked_runs(tmp_path, runs):
-    certified, attacked = ([run for run in runs if run.task == task] for task in ("certify", "attack"))
+    certified = [run for run in runs if run.task == "certify"]
     for path in certified_tables.write(summary.frame(certified), tmp_path / "certified", halting.frame(certified)):
         assert path.read_text() == (FULL / path.name).read_text(), path.name
-    for path in robust_tables.write(robust_tables.frame(attacked), tmp_path / "robust"):
-        assert path.read_text() == (FULL / path.name).read_text(), path.name
+    for job in (FULL, MORE):
+        attacked = [run for run in runs if run.task == "attack" and run.folder.is_relative_to(job)]
+        for path in robust_tables.write(robust_tables.frame(attacked), tmp_path / "robust"):
+            assert path.read_text() == (job / path.name).read_text(), (job.name, path.name)
 
 
 def test_claims_and_head_to_head_are_made_from_the_tracked_runs(tmp_path, runs):
@@ -208,7 +212,7 @@ def test_make_figures_writes_all_files_without_torch(tmp_path):
 def test_readmes_of_methods_quote_the_attacks(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (ROOT / "methods" / name / "README.md").read_text()
-    for job, without in (("full", {"constant"}), ("standard", {*METHODS} - IN_STANDARD)):
+    for job, without in (("full", {"constant"}), ("more", {*METHODS} - IN_MORE)):
         lines = robust_rows.rows(name, job)
         assert (not lines) == (name in without)
         assert name in without or "\n".join(lines) in text, f"run `python -m benchmarks.robust_rows {name}`"
