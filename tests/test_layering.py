@@ -1,6 +1,7 @@
 """Who may import whom, read from the source; and what must not load torch, seen in child processes."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -151,6 +152,22 @@ def test_a_planted_import_is_caught(tmp_path):
         "def f():\n    from drbench import registry\n    import torch.nn\n    from drbench.certifiers import engine\n"
     )
     assert imports(path) == {"drbench.registry", "torch.nn", "drbench.certifiers"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "drbench").rglob("__init__.py")), ids=lambda p: str(p.parent.relative_to(ROOT))
+)
+def test_packages_name_their_modules(path):
+    """The docstring of a package is an index: "name, name   what is there", or the words on an indented next line."""
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    entries = re.findall(r"^(\w+(?:, \w+)*)(?: {2,}\S|\n +\S)", text, re.M)
+    named = {name for names in entries for name in names.split(", ")}
+    there = {p.stem for p in path.parent.glob("*.py")} | {p.parent.name for p in path.parent.glob("*/__init__.py")}
+    there = {name for name in there if not name.startswith("_")}
+    missing, gone = sorted(there - named), sorted(named - there)
+    place = f"the index in the docstring of {path.relative_to(ROOT)}"
+    assert not missing, f"{', '.join(missing)}: add a line each to {place}, beside related modules"
+    assert not gone, f"{', '.join(gone)}: no such module; take it out of {place}"
 
 
 RUN_CODE = {"eval", "exec", "compile", "os.system", "os.popen", "torch.jit.load", "torch.hub.load", "runpy.run_path",

@@ -15,6 +15,7 @@ names      what a config may name
 presets    named lists of attacks
 suite      which attacks, in which order, and which of their examples is kept
 lockstep   attacks that run at the same time and share calls
+parallel   attacks side by side, on the CPU one a core
 audit, outcomes, probes
            signs that an attack was too weak or was misled
 """

@@ -1,6 +1,12 @@
 """Classifiers of pixels in [0, 1], and `build`, which makes one of a dict: {"kind": name, ...its configuration}.
 
 Normalisation and resizing are inside, in `prepared`; so a defense gives every classifier the same pixels.
+
+prepared     resizing and normalisation, before a network
+small        the small CNN of several methods, and its training
+resnet_cifar, wide_resnet
+             residual networks, and wide ones
+libraries    architectures of timm and transformers
 """
 
 from __future__ import annotations

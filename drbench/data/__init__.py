@@ -2,6 +2,24 @@
 
 A data set is a module with `open_split(split, root, name, ...) -> Source`; only the images of the subset are decoded.
 Importing this package, and opening a source, loads no torch.
+
+source, images
+             a split before anything is decoded; decoded images
+subsets      which images of a split
+digits, cifar, imagenet, imagenet64
+             data sets, from local files
+shifts       CIFAR-10 under distribution shift
+preprocessing
+             how photographs become squares
+folders, decoding
+             folders of images, one a class; image files as pixels
+batches, pickled
+             CIFAR's own archives, and the pickles in them
+arrays, parquet
+             .npy and .npz; parquet as Hugging Face writes it
+corruptions  what stands in for CIFAR-10-C where it is not at hand
+blurs, weather, frost, spatter
+             the corruptions that have a file of their own
 """
 
 from __future__ import annotations

@@ -4,6 +4,12 @@ A *unit* is the number of an image in the subset of the run. A *job* knows how t
 pickled, and is opened once in each worker, which keeps the network. An executor takes units from a queue, has them
 done at least once, and hands back one answer for each. It may do so in any order and on any number of workers: the
 noise is keyed by image and block, so the answers are the same.
+
+units        the queue: what waits, what broke a worker, what is given up
+inline       all work in this process
+processes    worker processes on this machine
+ray          workers of a Ray cluster
+slurm        the same command as an array of SLURM jobs
 """
 
 from __future__ import annotations

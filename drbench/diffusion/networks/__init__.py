@@ -3,6 +3,17 @@
 A raw network is called as `network(x, c_noise, labels) -> tensor` and knows nothing of noise levels;
 `drbench.diffusion.precond` turns it into a denoiser. What `build` returns fulfils the contract of
 `drbench.diffusion.denoiser.Denoiser`.
+
+unet         a small UNet, without attention
+edm          networks of NVlabs/edm, as denoisers
+edm_song, edm_dhariwal, edm_blocks
+             its two U-Nets, and what they are built of
+adm          networks of OpenAI, as denoisers
+adm_config, adm_network
+             what such a network is, in OpenAI's words; the network, as diffusers' `UNet2DModel`
+diffusers_unet
+             networks of diffusers' pipelines, as denoisers
+presets      public checkpoints by name, instead of a configuration
 """
 
 from __future__ import annotations
