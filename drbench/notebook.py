@@ -210,7 +210,7 @@ def attack(
     planned = presets.preset(preset, norm, deterministic) + presets.transfer(preset, norm, names)
     members = planned if attacks is None else [presets.member(**each) for each in attacks]
     suite = Suite(
-        defense.eval(), threat(norm, norms.number(eps)), [check(each, names) for each in members], sigma,
+        defense.eval(), threat(norm, norms.number(eps)), [check(each, norm, names) for each in members], sigma,
         Decision(decision, decision_draws), evaluations, select, seed, batch_rows, sources or {},
     )  # fmt: skip
     found: list[Found] = []

@@ -334,12 +334,25 @@ def test_commands(two, reference, tmp_path, capsys):
      ("attack.preset=quick", "attack.preset is smoke, fast"), ("attack.decision=votes", "unknown decision 'votes'"),
      ("attack.worst_of=99", "worst_of is at most"), ("attack.sigma=0.3", "declares sigmas"),
      ("attack.attacks=[{attack: pdg}]", "did you mean 'pgd'"), ("attack.attacks=[pgd]", "list of mappings"),
+     *((f"attack.attacks=[{{attack: pgd, {key}: {value}}}]", f"{key}: expected a whole number > 0, got {value}")
+       for key, value in (("steps", 0), ("steps", -2), ("draws", 0), ("steps", 1.5))),
+     ("attack.attacks=[{attack: pgd, steps: abc}]", "steps: expected a whole number > 0, got 'abc'"),
+     ("attack.attacks=[{attack: pgd, size: 0}]", "size: expected a number > 0, got 0"),
+     ("attack.attacks=[{attack: pgd, loss: 3}]", "loss: expected text, got 3"),
+     ("attack.attacks=[{attack: square, queries: 0}]", "queries: expected a whole number > 0, got 0"),
+     ("attack.attacks=[{attack: smoothadv, redraw: -1}]", "redraw: expected a whole number >= 0, got -1"),
+     ("attack.attacks=[{attack: stadv}]", "attack 'stadv' is not for norm linf"),
      ("attack.attacks=[{attack: noise},{attack: noise}]", "twice"), ("attack.budget=1", "budget"),
      ("attack.preset=autoattack", "use preset standard")],
 )  # fmt: skip
 def test_bad_configs_are_explained(override, said, tmp_path):
     with pytest.raises(DrbenchError, match=said.replace("(", r"\(")):
         run(tmp_path, override)
+
+
+def test_an_attack_on_images_makes_no_flows(tmp_path):
+    with pytest.raises(DrbenchError, match="attack 'pgd' is not for norm stadv; for it are: square, stadv"):
+        run(tmp_path, "attack.norm=stadv", "attack.eps=0.5", "attack.attacks=[{attack: pgd}]")
 
 
 def test_other_defenses_are_transferred_from(tmp_path):

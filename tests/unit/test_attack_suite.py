@@ -255,7 +255,7 @@ def test_presets_grow_and_name_their_constants():
     for kind in (True, False):
         for norm in ("linf", "l2", "l1"):
             for name in presets.PRESETS[:4]:
-                assert all(check(each) for each in presets.preset(name, norm, kind))
+                assert all(check(each, norm) for each in presets.preset(name, norm, kind))
     with pytest.raises(DrbenchError, match="use preset standard"):
         presets.preset("autoattack", "linf", False)
 
@@ -264,7 +264,9 @@ def test_mistakes_are_named():
     for wrong, said in ((member("pdg"), "did you mean 'pgd'"), (member("pgd", view="exct"), "did you mean 'exact'"),
                         (member("pgd", stepz=3), "did you mean 'steps'")):  # fmt: skip
         with pytest.raises(DrbenchError, match=said):
-            check(wrong)
+            check(wrong, "linf")
+    for right, norm in ((member("square", queries=2), "stadv"), (member("smoothadv", redraw=0, size=2), "l2")):
+        assert check(right, norm) == right
     defense, x, y, *_ = two_classes(2)
     with pytest.raises(DrbenchError, match="declares sigmas"):
         Suite(defense, Threat("linf", 0.1), [], sigma=0.3).run(x, y, [0, 1])
