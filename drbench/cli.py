@@ -45,6 +45,8 @@ EXAMPLES = {
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
+SUFFIXES = (".png", ".svg", ".md", ".csv", ".tex", ".json")  # of what tables, plots and galleries write
+
 
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
@@ -243,6 +245,8 @@ def _path(text: str) -> Path:
 
 
 def _stem(text: str) -> Path:
+    """A path to which suffixes are added; one of those is taken off, others (sigma0.25) belong to the name."""
     if not Path(text).name or text.endswith(("/", "/.", "..")):
         raise argparse.ArgumentTypeError(f"expected a path without suffix, such as results/certified, got {text!r}")
-    return _path(text)
+    path = _path(text)
+    return path.with_suffix("") if path.suffix in SUFFIXES else path

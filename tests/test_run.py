@@ -459,6 +459,12 @@ def test_a_stem_is_asked_for(stem, tmp_path, reference):
         assert end.value.code == 2
 
 
+@pytest.mark.parametrize(("given", "stem"), [("a.png", "a"), ("a.tex", "a"), ("sigma0.25", "sigma0.25"), ("a", "a")])
+def test_a_suffix_that_is_written_anyway_is_taken_off(given, stem, tmp_path, reference):
+    assert main(["table", str(reference.folder), "--out", str(tmp_path / given)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.csv", f"{stem}.md", f"{stem}.tex"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
