@@ -378,6 +378,7 @@ def test_three_lines_in_a_notebook(reference):
     assert found.frame["robust"].tolist() == [1 - e.adversarial.wrong(label) / 12
                                               for e, label in zip(rows, found.frame["label"], strict=True)]  # fmt: skip
     assert found.examples.shape == (8, 1, 8, 8) and found.robust.average.value <= found.clean.average.value
+    assert "examples=(8, 1, 8, 8)" in repr(found) and "tensor" not in repr(found)
     plain = drbench.attack(defense, (images.x[:2], images.y[:2]), eps=0.1, attacks=[{"attack": "noise", "tries": 1}],
                            sigma=0.5, evaluations=10)  # fmt: skip
     assert list(plain.frame["id"]) == [0, 1] and plain.frame["attack"].tolist()[0] in ("", "noise 1")
@@ -390,13 +391,16 @@ def test_three_lines_in_a_notebook(reference):
         ({"attacks": [{"attack": "pgd", "view": "clean", "loss": "margin"}]}, "'clean' needs noise level 0"),
         ({"evaluations": 1}, "worst_of at most evaluations"),  # one answer of a randomised defense is no worst of ten
         ({"select": 0}, "expected evaluations, select and worst_of > 0"),
+        ({"select": "x"}, "got 100, 'x' and 10"),
+        ({"sigma": "x"}, "expected a noise level sigma >= 0 in pixel units, got 'x'"),
+        ({"attacks": ["pgd"]}, "expected attacks such as"),
     ],
 )
 def test_what_would_be_called_robust_without_being_so_is_refused(options, message):
     images = drbench.load_data("digits", subset="first2")
     defense = drbench.load_defense("noise_augmented", images, "digits/noise_augmented")
     with pytest.raises(DrbenchError, match=message):
-        drbench.attack(defense, images, eps="1/8", sigma=0.25, **{"preset": "smoke", **options})
+        drbench.attack(defense, images, eps="1/8", **{"preset": "smoke", "sigma": 0.25, **options})
 
 
 def test_the_identity_covers_the_attack_and_nothing_of_certification():

@@ -396,13 +396,25 @@ def test_three_lines_in_a_notebook(reference):
         drbench.certify(defense, (images.x, images.y + 0.5), sigma=0.25)
     with pytest.raises(drbench.DrbenchError, match="expected n >= 10"):
         drbench.certify(defense, images, sigma=0.25, n=5)
-    for wrong in (0.0, -0.25, float("nan")):  # not for want of draws
+    for wrong in (0.0, -0.25, float("nan"), "x", [0.25, "x"], None):  # not for want of draws
         with pytest.raises(drbench.DrbenchError, match="expected noise levels sigma > 0"):
             drbench.certify(defense, images, sigma=wrong)
+    for wrong in (images.x, (images.x,), None, 3, ([["a"]], [1])):
+        with pytest.raises(drbench.DrbenchError, match=r"expected .*a pair \(x, y\)"):
+            drbench.certify(defense, wrong, sigma=0.25)
     with pytest.raises(drbench.DrbenchError, match="declares sigmas"):
         drbench.certify(defense, images, sigma=0.3)
     with pytest.raises(drbench.DrbenchError, match=r"images are in \[0, 1\]"):
         drbench.certify(defense, (images.x * 255, images.y), sigma=0.25)
+
+
+def test_random_weights_are_warned_of(recwarn):
+    images = drbench.load_data("digits", subset="first2")
+    drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    drbench.load_defense("constant", images)  # which has none
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="'undefended' has random weights"):
+        drbench.load_defense("undefended", images)
 
 
 def test_importing_drbench_is_light():
