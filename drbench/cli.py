@@ -67,8 +67,9 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=getattr(verbs, f"do_{name}"))
         return made
 
-    made = verb("list", "list defenses, configs, protocols, or runs")
-    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "protocols", "runs"))
+    made = verb("list", "list defenses, configs, protocols, presets of attacks, or runs")
+    kinds = ("all", "defenses", "configs", "protocols", "presets", "runs")
+    made.add_argument("what", nargs="?", default="all", choices=kinds)
     made.add_argument("paths", nargs="*", default=["results"], help="where to look for runs")
     for name, text in (
         ("show", "show the resolved config and the planned work; runs nothing"),

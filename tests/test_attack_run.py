@@ -350,6 +350,12 @@ def test_bad_configs_are_explained(override, said, tmp_path):
         run(tmp_path, override)
 
 
+def test_presets_are_listed(capsys):
+    assert main(["list", "presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and "fast        randomised     pgd margin 40x8" in lines
+
+
 def test_an_attack_on_images_makes_no_flows(tmp_path):
     with pytest.raises(DrbenchError, match="attack 'pgd' is not for norm stadv; for it are: square, stadv"):
         run(tmp_path, "attack.norm=stadv", "attack.eps=0.5", "attack.attacks=[{attack: pgd}]")
