@@ -289,6 +289,8 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
         (["run", CONFIG, "certify.sigma=[1"], "expected a YAML value, as in certify.radii=[0,0.5], got 'certify.si"),
         (["run", CONFIG, "sigma=0.5"], "unknown key 'sigma'; did you mean certify.sigma or attack.sigma?"),
         (["run", CONFIG, "certify.n=0"], "certify.n >= 1, got 0"),
+        (["run", CONFIG, "data.root=here"], "'digits' takes no data.root"),
+        (["claims", "results/digits/full/runs/constant", "--claims", "nope.yaml"], "no file of claims nope.yaml"),
         (["run", CONFIG, "run.batch_rows=true"], "auto or > 0"),
         (["run", CONFIG, "run.seed=abc"], "run.seed"),
         (["run", CONFIG, "run.device=meta"], "meta is not supported"),
