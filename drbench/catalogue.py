@@ -30,6 +30,16 @@ def published_protocols() -> str:
     return _columns([("PROTOCOL", "DATA", "N0", "N", "ALPHA", "SOURCE"), *protocols.table()])
 
 
+def attack_presets() -> str:
+    """Presets of attacks, for `attack.preset: NAME` in a config, with what they hold under l_inf."""
+    rows = [("PRESET", "DEFENSE", "ATTACKS UNDER LINF")]
+    for name in presets.PRESETS:
+        for kind in ("deterministic", "randomised")[: 1 if name == "autoattack" else 2]:
+            members = presets.preset(name, "linf", kind == "deterministic")
+            rows.append((name, kind, "; ".join(each.label for each in members)))
+    return _columns(rows)
+
+
 def _first_line(module: str) -> str:
     """First line of a module's docstring, read from its source: importing it (not its package) could load torch."""
     try:

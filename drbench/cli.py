@@ -45,6 +45,8 @@ EXAMPLES = {
     "check": "drbench check noise_augmented\n  drbench check my-package/my-defense",
 }
 
+SUFFIXES = (".png", ".svg", ".md", ".csv", ".tex", ".json")  # of what tables, plots and galleries write
+
 
 def parser() -> argparse.ArgumentParser:
     """All verbs and their options."""
@@ -65,8 +67,9 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=getattr(verbs, f"do_{name}"))
         return made
 
-    made = verb("list", "list defenses, configs, protocols, or runs")
-    made.add_argument("what", nargs="?", default="all", choices=("all", "defenses", "configs", "protocols", "runs"))
+    made = verb("list", "list defenses, configs, protocols, presets of attacks, or runs")
+    kinds = ("all", "defenses", "configs", "protocols", "presets", "runs")
+    made.add_argument("what", nargs="?", default="all", choices=kinds)
     made.add_argument("paths", nargs="*", default=["results"], help="where to look for runs")
     for name, text in (
         ("show", "show the resolved config and the planned work; runs nothing"),
@@ -243,6 +246,8 @@ def _path(text: str) -> Path:
 
 
 def _stem(text: str) -> Path:
+    """A path to which suffixes are added; one of those is taken off, others (sigma0.25) belong to the name."""
     if not Path(text).name or text.endswith(("/", "/.", "..")):
         raise argparse.ArgumentTypeError(f"expected a path without suffix, such as results/certified, got {text!r}")
-    return _path(text)
+    path = _path(text)
+    return path.with_suffix("") if path.suffix in SUFFIXES else path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import NamedTuple
 
@@ -36,10 +37,16 @@ DETAIL = {"gaussian": {"p_lower": math.nan, "radius_multiclass": 0.0}, "cascade"
 
 
 def load_defense(name: str, images: Images, checkpoint=(), seed: int = 0, **args) -> Defense:
-    """A registered defense for these images, with weights by manifest name or path, in eval mode."""
+    """A registered defense for these images, with weights by manifest name or path, in eval mode.
+
+    Warns where there are weights and no checkpoint: they are random.
+    """
     names = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint)
     spec = DictConfig({"name": name, "args": args})
-    return build.defense(spec, images, [weights.resolve(found) for found in names], seed)
+    made = build.defense(spec, images, [weights.resolve(found) for found in names], seed)
+    if not names and next(made.parameters(), None) is not None:
+        warnings.warn(f"defense {name!r} has random weights: expected a checkpoint, got none", stacklevel=2)
+    return made
 
 
 def certify(
@@ -98,9 +105,9 @@ def certify(
     >>> frame = drbench.certify(defense, images, sigma=0.25)
     >>> frame = drbench.certify(defense, images, sigma=[0.25, 0.5, 1.0])
     """
-    scales = [sigma] if isinstance(sigma, Real) else list(sigma)
-    if not all(level > 0 for level in scales):
-        raise DrbenchError(f"expected noise levels sigma > 0 in pixel units, got {sigma}")
+    scales = list(sigma) if isinstance(sigma, Iterable) and not isinstance(sigma, str) else [sigma]
+    if not all(isinstance(level, Real) and level > 0 for level in scales):
+        raise DrbenchError(f"expected noise levels sigma > 0, numbers in pixel units, got {sigma!r}")
     engine = {"n0": n0, "n": n, "alpha": alpha, "seed": seed, "block": block}
     engine |= (
         {"certifier": "gaussian", "sigma": sigma} if isinstance(sigma, Real) else _cascade(defense, scales, protocol)
@@ -148,6 +155,10 @@ class AttackResult(NamedTuple):
     robust: Robustness
     clean: Robustness
     notes: dict[str, int]
+
+    def __repr__(self) -> str:
+        values = self._asdict() | {"frame": self.frame.shape, "examples": tuple(self.examples.shape)}
+        return f"AttackResult({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 
 def attack(
@@ -204,6 +215,8 @@ def attack(
     """
     images = _images(images, defense)
     gaussian.check_images(defense, images.x)
+    if not (isinstance(sigma, Real) and sigma >= 0):
+        raise DrbenchError(f"expected a noise level sigma >= 0 in pixel units, got {sigma!r}")
     deterministic = sigma == 0 and not defense.randomized
     _check_evaluation(attacks, evaluations, select, worst_of, deterministic)
     names = list(sources or {})
@@ -211,7 +224,7 @@ def attack(
     planned = own + presets.transfer(preset, norm, names)
     members = planned if attacks is None else [presets.member(**each) for each in attacks]
     suite = Suite(
-        defense.eval(), threat(norm, norms.number(eps)), [check(each, names) for each in members], sigma,
+        defense.eval(), threat(norm, norms.number(eps)), [check(each, norm, names) for each in members], sigma,
         Decision(decision, decision_draws), evaluations, select, seed, batch_rows, sources or {},
     )  # fmt: skip
     found: list[Found] = []
@@ -239,17 +252,26 @@ def _check_evaluation(attacks, evaluations: int, select: int, worst_of: int, det
     """Raise `DrbenchError` where an accuracy would not be what it is called."""
     if attacks is not None and not attacks:
         raise DrbenchError("expected at least one attack, got none: clean accuracy would be called robust")
-    if min(evaluations, select, worst_of) < 1 or (worst_of > evaluations and not deterministic):
+    if not all(isinstance(each, Mapping) and "attack" in each for each in attacks or []):
+        raise DrbenchError(f'expected attacks such as {{"attack": "pgd", "steps": 100}}, got {attacks}')
+    positive = all(isinstance(count, int) and count > 0 for count in (evaluations, select, worst_of))
+    if not positive or (worst_of > evaluations and not deterministic):
         raise DrbenchError(
             "expected evaluations, select and worst_of > 0, and worst_of at most evaluations, got "
-            f"{evaluations}, {select} and {worst_of}"
+            f"{evaluations!r}, {select!r} and {worst_of!r}"
         )
 
 
 def _images(images: Images | tuple[Tensor, Tensor], defense: Defense) -> Images:
     if isinstance(images, Images):
         return images
-    x, y = (torch.as_tensor(part).detach().cpu() for part in images)
+    if not isinstance(images, tuple | list) or len(images) != 2:
+        shape = f" of shape {tuple(images.shape)}" if isinstance(images, Tensor) else ""
+        raise DrbenchError(f"expected Images or a pair (x, y), images and labels, got {type(images).__name__}{shape}")
+    try:
+        x, y = (torch.as_tensor(part).detach().cpu() for part in images)
+    except (TypeError, ValueError) as error:
+        raise DrbenchError(f"expected a pair (x, y) of tensors or arrays of numbers: {error}") from error
     y = y.reshape(-1)
     if (y != y.long()).any():
         raise DrbenchError(f"expected labels that are whole numbers, got {float(y[y != y.long()][0]):g}")

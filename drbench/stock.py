@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from drbench.checkpoints import formats
@@ -23,9 +23,8 @@ def weights(
             yield _seen(foreign.item(entry), fetching.add(foreign.item(entry), Path(path), link=link))
             yield from _converted(entry)
     elif action == "verify":
-        for entry in names or [one for one in foreign.manifest() if foreign.present(one)]:
-            item = foreign.own(entry) if foreign.present(entry) else foreign.item(entry)
-            yield _seen(item, fetching.verify(item))
+        here = names or [one for one in foreign.manifest() if foreign.present(one)]
+        yield from _verified(foreign.own(one) if foreign.present(one) else foreign.item(one) for one in here)
     else:
         for entry in _some(names, "a name of `drbench weights list`"):
             if action == "fetch":
@@ -47,15 +46,23 @@ def data(
             for path in data_files.fetch(entry, layout):
                 yield str(path)
     else:
-        known = [one for one, about in datasets.manifest().items() if about.get("files")]
+        known, found = [one for one, about in datasets.manifest().items() if about.get("files")], []
         for entry in names or known:
             here = [item for item in data_files.items(entry, unpacked=True) if item.path.is_file()]
             if names and not here:
                 raise DrbenchError(
                     f"data {entry}: no file to verify in {data_files.folder(entry)}.{datasets.expected(entry)}"
                 )
-            for item in here:
-                yield _seen(item, fetching.verify(item))
+            found += here
+        yield from _verified(found)
+
+
+def _verified(items: Iterable[Item]) -> Iterator[str]:
+    count = 0
+    for item in items:
+        yield _seen(item, fetching.verify(item))
+        count += 1
+    yield f"{count} file{'s' * (count != 1)} verified"
 
 
 def _some(names: Sequence[str], what: str) -> Sequence[str]:

@@ -131,7 +131,7 @@ def _update_average(average: dict, network: nn.Module, recipe: Recipe, step: int
 def _resume(network: nn.Module, optimizer: torch.optim.Optimizer, average: dict, recipe: Recipe) -> int:
     if recipe.state is None or not Path(recipe.state).exists():
         return 0
-    saved = torch.load(recipe.state, weights_only=True)
+    saved = _read(recipe.state)
     if saved["recipe"] != asdict(recipe):
         raise DrbenchError(
             f"{recipe.state} was saved by a training with another recipe ({saved['recipe']}): "
@@ -139,8 +139,21 @@ def _resume(network: nn.Module, optimizer: torch.optim.Optimizer, average: dict,
         )
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
-    average.update(saved["average"])
+    for name, value in saved["average"].items():
+        average[name].copy_(value)
     return saved["step"]
+
+
+def _read(state: str) -> dict:
+    """What `_save` wrote, on the CPU: the training may go on on another device than it began on."""
+    try:
+        saved = torch.load(state, weights_only=True, map_location="cpu")
+        missing = {"network", "optimizer", "average", "recipe", "step"} - saved.keys()
+    except Exception as error:  # torch has many for a damaged file
+        raise DrbenchError(f"{state} is not a readable training state: delete it to start anew") from error
+    if missing:
+        raise DrbenchError(f"{state} lacks {', '.join(sorted(missing))} of a training state: delete it to start anew")
+    return saved
 
 
 def _save(network: nn.Module, optimizer: torch.optim.Optimizer, average: dict, recipe: Recipe, step: int) -> None:

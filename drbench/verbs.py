@@ -31,6 +31,8 @@ def do_list(args) -> None:
         print(catalogue.configs())
     if args.what in ("all", "protocols"):
         print(catalogue.published_protocols())
+    if args.what in ("all", "presets"):
+        print(catalogue.attack_presets())
     if args.what == "runs" or (args.what == "all" and any(Path("results").rglob("run.json"))):
         print(catalogue.runs(args.paths))
 

@@ -334,12 +334,31 @@ def test_commands(two, reference, tmp_path, capsys):
      ("attack.preset=quick", "attack.preset is smoke, fast"), ("attack.decision=votes", "unknown decision 'votes'"),
      ("attack.worst_of=99", "worst_of is at most"), ("attack.sigma=0.3", "declares sigmas"),
      ("attack.attacks=[{attack: pdg}]", "did you mean 'pgd'"), ("attack.attacks=[pgd]", "list of mappings"),
+     *((f"attack.attacks=[{{attack: pgd, {key}: {value}}}]", f"{key}: expected a whole number > 0, got {value}")
+       for key, value in (("steps", 0), ("steps", -2), ("draws", 0), ("steps", 1.5))),
+     ("attack.attacks=[{attack: pgd, steps: abc}]", "steps: expected a whole number > 0, got 'abc'"),
+     ("attack.attacks=[{attack: pgd, size: 0}]", "size: expected a number > 0, got 0"),
+     ("attack.attacks=[{attack: pgd, loss: 3}]", "loss: expected text, got 3"),
+     ("attack.attacks=[{attack: square, queries: 0}]", "queries: expected a whole number > 0, got 0"),
+     ("attack.attacks=[{attack: smoothadv, redraw: -1}]", "redraw: expected a whole number >= 0, got -1"),
+     ("attack.attacks=[{attack: stadv}]", "attack 'stadv' is not for norm linf"),
      ("attack.attacks=[{attack: noise},{attack: noise}]", "twice"), ("attack.budget=1", "budget"),
      ("attack.preset=autoattack", "use preset standard")],
 )  # fmt: skip
 def test_bad_configs_are_explained(override, said, tmp_path):
     with pytest.raises(DrbenchError, match=said.replace("(", r"\(")):
         run(tmp_path, override)
+
+
+def test_presets_are_listed(capsys):
+    assert main(["list", "presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10 and "fast        randomised     pgd margin 40x8" in lines
+
+
+def test_an_attack_on_images_makes_no_flows(tmp_path):
+    with pytest.raises(DrbenchError, match="attack 'pgd' is not for norm stadv; for it are: square, stadv"):
+        run(tmp_path, "attack.norm=stadv", "attack.eps=0.5", "attack.attacks=[{attack: pgd}]")
 
 
 def test_other_defenses_are_transferred_from(tmp_path):
@@ -365,6 +384,7 @@ def test_three_lines_in_a_notebook(reference):
     assert found.frame["robust"].tolist() == [1 - e.adversarial.wrong(label) / 12
                                               for e, label in zip(rows, found.frame["label"], strict=True)]  # fmt: skip
     assert found.examples.shape == (8, 1, 8, 8) and found.robust.average.value <= found.clean.average.value
+    assert "examples=(8, 1, 8, 8)" in repr(found) and "tensor" not in repr(found)
     plain = drbench.attack(defense, (images.x[:2], images.y[:2]), eps=0.1, attacks=[{"attack": "noise", "tries": 1}],
                            sigma=0.5, evaluations=10)  # fmt: skip
     assert list(plain.frame["id"]) == [0, 1] and plain.frame["attack"].tolist()[0] in ("", "noise 1")
@@ -377,13 +397,16 @@ def test_three_lines_in_a_notebook(reference):
         ({"attacks": [{"attack": "pgd", "view": "clean", "loss": "margin"}]}, "'clean' needs noise level 0"),
         ({"evaluations": 1}, "worst_of at most evaluations"),  # one answer of a randomised defense is no worst of ten
         ({"select": 0}, "expected evaluations, select and worst_of > 0"),
+        ({"select": "x"}, "got 100, 'x' and 10"),
+        ({"sigma": "x"}, "expected a noise level sigma >= 0 in pixel units, got 'x'"),
+        ({"attacks": ["pgd"]}, "expected attacks such as"),
     ],
 )
 def test_what_would_be_called_robust_without_being_so_is_refused(options, message):
     images = drbench.load_data("digits", subset="first2")
     defense = drbench.load_defense("noise_augmented", images, "digits/noise_augmented")
     with pytest.raises(DrbenchError, match=message):
-        drbench.attack(defense, images, eps="1/8", sigma=0.25, **{"preset": "smoke", **options})
+        drbench.attack(defense, images, eps="1/8", **{"preset": "smoke", "sigma": 0.25, **options})
 
 
 def test_the_identity_covers_the_attack_and_nothing_of_certification():

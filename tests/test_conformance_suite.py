@@ -84,10 +84,25 @@ def test_check_reports_each_result_and_never_raises():
     by_name = {(result.check, result.shape): result for result in results}
     assert by_name["constructor", "1x8x8"].status == "ok"
     assert by_name["documented", "1x8x8"].status == "skipped" and by_name["documented", "1x8x8"].message
-    broken = by_name["pure", "3x32x32"]
+    broken = by_name["shape_dtype", "3x32x32"]
     assert broken.status == "failed"
     assert broken.message.startswith("ZeroDivisionError") and "test_conformance_suite.py" in broken.message
+    repeated = by_name["pure", "3x32x32"]
+    assert repeated.status == "skipped" and repeated.message == "shape_dtype failed before"
     json.dumps([vars(result) for result in results])
+
+
+def test_only_what_asks_logits_is_skipped_and_only_at_that_size():
+    class Small(Jittered):
+        citation = ""
+
+        def logits(self, z, sigma, draws):
+            return super().logits(z, sigma, draws)[:, : 10 if z.shape[1] == 1 else 4]
+
+    found = {(each.check, each.shape): each for each in check(Small)}
+    failed = {key for key, each in found.items() if each.status == "failed"}
+    assert failed == {("declarations", "1x8x8"), ("declarations", "3x32x32"), ("shape_dtype", "3x32x32")}
+    assert found["pure", "1x8x8"].status == "ok" and "failed before" not in found["documented", "3x32x32"].message
 
 
 def test_a_crash_is_reported_at_the_line_of_the_adapter():

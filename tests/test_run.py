@@ -286,7 +286,11 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path):
             (["run", CONFIG, "certify.kind=lipschitz"], "needs defense.lipschitz > 0; Undefended declares None"),
         (["run", MULTISCALE, "certify.sigmas=[0.3,1.0]"], "declares sigmas (0, 0.25, 0.5, 1)"),
         (["run", MULTISCALE, "certify.n=10"], "expected n >= 12"),
-        (["run", CONFIG, "certify.sigma=[1"], "undefended.yaml"),
+        (["run", CONFIG, "certify.sigma=[1"], "expected a YAML value, as in certify.radii=[0,0.5], got 'certify.si"),
+        (["run", CONFIG, "sigma=0.5"], "unknown key 'sigma'; did you mean certify.sigma or attack.sigma?"),
+        (["run", CONFIG, "certify.n=0"], "certify.n >= 1, got 0"),
+        (["run", CONFIG, "data.root=here"], "'digits' takes no data.root"),
+        (["claims", "results/digits/full/runs/constant", "--claims", "nope.yaml"], "no file of claims nope.yaml"),
         (["run", CONFIG, "run.batch_rows=true"], "auto or > 0"),
         (["run", CONFIG, "run.seed=abc"], "run.seed"),
         (["run", CONFIG, "run.device=meta"], "meta is not supported"),
@@ -394,13 +398,25 @@ def test_three_lines_in_a_notebook(reference):
         drbench.certify(defense, (images.x, images.y + 0.5), sigma=0.25)
     with pytest.raises(drbench.DrbenchError, match="expected n >= 10"):
         drbench.certify(defense, images, sigma=0.25, n=5)
-    for wrong in (0.0, -0.25, float("nan")):  # not for want of draws
+    for wrong in (0.0, -0.25, float("nan"), "x", [0.25, "x"], None):  # not for want of draws
         with pytest.raises(drbench.DrbenchError, match="expected noise levels sigma > 0"):
             drbench.certify(defense, images, sigma=wrong)
+    for wrong in (images.x, (images.x,), None, 3, ([["a"]], [1])):
+        with pytest.raises(drbench.DrbenchError, match=r"expected .*a pair \(x, y\)"):
+            drbench.certify(defense, wrong, sigma=0.25)
     with pytest.raises(drbench.DrbenchError, match="declares sigmas"):
         drbench.certify(defense, images, sigma=0.3)
     with pytest.raises(drbench.DrbenchError, match=r"images are in \[0, 1\]"):
         drbench.certify(defense, (images.x * 255, images.y), sigma=0.25)
+
+
+def test_random_weights_are_warned_of(recwarn):
+    images = drbench.load_data("digits", subset="first2")
+    drbench.load_defense("undefended", images, checkpoint="digits/classifier")
+    drbench.load_defense("constant", images)  # which has none
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="'undefended' has random weights"):
+        drbench.load_defense("undefended", images)
 
 
 def test_importing_drbench_is_light():
@@ -455,6 +471,12 @@ def test_a_stem_is_asked_for(stem, tmp_path, reference):
         with pytest.raises(SystemExit) as end:
             main([verb, str(reference.folder), "--out", stem])
         assert end.value.code == 2
+
+
+@pytest.mark.parametrize(("given", "stem"), [("a.png", "a"), ("a.tex", "a"), ("sigma0.25", "sigma0.25"), ("a", "a")])
+def test_a_suffix_that_is_written_anyway_is_taken_off(given, stem, tmp_path, reference):
+    assert main(["table", str(reference.folder), "--out", str(tmp_path / given)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.csv", f"{stem}.md", f"{stem}.tex"]
 
 
 @pytest.mark.parametrize(

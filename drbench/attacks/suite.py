@@ -29,19 +29,33 @@ from drbench.errors import did_you_mean
 from drbench.evidence import Answers, Attacked, Tried
 
 GRADIENT_FREE = ("noise", "square")
+FLOWS = ("square", "stadv")  # attacks that make flows; all but the last make images, too
+KINDS = {int: "a whole number", float: "a number", str: "text"}  # of settings
+MAY_BE_ZERO = ("redraw",)  # settings; all other numbers are positive
 SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
 
 
-def check(member: Member, sources: Iterable[str] = ()) -> Member:
-    """Raise `DrbenchError` unless attack, view and settings exist; `sources` are the names of other defenses."""
+def check(member: Member, norm: str, sources: Iterable[str] = ()) -> Member:
+    """Raise `DrbenchError` unless attack, view and settings exist and fit; `sources` are names of other defenses."""
     for word, known in ((member.attack, ATTACKS), (member.view, [*VIEWS, *(f"{FROM}{name}" for name in sources)])):
         if word not in known:
             raise DrbenchError(f"unknown attack or view {word!r}{did_you_mean(word, known)}")
+    if member.attack not in (fitting := FLOWS if norm == norms.FLOW else ATTACKS.keys() - {"stadv"}):
+        raise DrbenchError(f"attack {member.attack!r} is not for norm {norm}; for it are: {', '.join(sorted(fitting))}")
     known = ATTACKS[member.attack].__kwdefaults__ or {}
-    for key in member.settings:
+    for key, value in member.settings.items():
         if key not in known:
             raise DrbenchError(f"attack {member.attack!r} has no setting {key!r}{did_you_mean(key, known)}")
+        _check_value(f"attack {member.attack!r}: {key}", key, value, type(known[key]))
     return member
+
+
+def _check_value(place: str, key: str, value: object, kind: type) -> None:
+    """Raise `DrbenchError` unless a setting is of the type of its default and, a number, positive."""
+    fits = type(value) in (kind, int) if kind is float else type(value) is kind
+    if not fits or (kind is not str and not (value > 0 or (value == 0 and key in MAY_BE_ZERO))):
+        above = "" if kind is str else " >= 0" if key in MAY_BE_ZERO else " > 0"
+        raise DrbenchError(f"{place}: expected {KINDS[kind]}{above}, got {value!r}")
 
 
 class Found(NamedTuple):

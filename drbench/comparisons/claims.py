@@ -96,6 +96,8 @@ def load(path: Path | None = None) -> list[Claim]:
     try:
         papers = yaml.safe_load(path.read_text(encoding="utf-8"))
         return [_claim(str(key), str(paper), raw) for paper, claims in papers.items() for key, raw in claims.items()]
+    except FileNotFoundError as error:
+        raise DrbenchError(f"no file of claims {path}; expected a path such as benchmarks/claims.yaml") from error
     except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
         raise DrbenchError(f"{path}: expected papers, each with claims by key, got {error!r}") from error
     except DrbenchError as error:

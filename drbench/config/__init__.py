@@ -6,6 +6,7 @@ wrong type is an error that names the key. Nothing in a file chooses code: names
 
 keys         all keys, with their types and defaults
 checks       what their values have to fulfil
+words        what is wrong with a key, in words
 protocols    presets of published evaluations
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drbench import norms
-from drbench.config import protocols
+from drbench.config import protocols, words
 from drbench.config.checks import validate
 from drbench.config.keys import OWN_KEYS, Certify, Config, Data, Run, Train
 from drbench.errors import DrbenchError, did_you_mean
@@ -79,6 +80,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
                 lambda cell=cell, key=key, value=value: OmegaConf.update(
                     cell, key, value, merge=isinstance(value, dict)
                 ),
+                [{key: value}],
             )
         validate(path, cell)
         if cell.task != "attack":
@@ -162,9 +164,13 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
+        try:
+            yaml.safe_load(override.partition("=")[2])
+        except yaml.YAMLError as error:
+            raise DrbenchError(f"expected a YAML value, as in certify.radii=[0,0.5], got {override!r}") from error
     if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
         raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
-    layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides))))
+    layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides)), []))
     for layer in layers:
         _check_sections(path, OmegaConf.to_container(layer), _sections())
     merged = _stacked(path, layers)
@@ -183,7 +189,8 @@ def _stacked(path: Path, layers: Sequence[DictConfig]) -> DictConfig:
     """The layers, merged; merging would not notice an empty sweep, which takes away those below it."""
     empty = max((i for i, layer in enumerate(layers) if layer.get("sweep") == {}), default=0)
     kept = [OmegaConf.masked_copy(layer, [key for key in layer if key != "sweep"]) for layer in layers[:empty]]
-    merged = _guarded(path, lambda: OmegaConf.merge(_schema(), *kept, *layers[empty:]))
+    plain = (OmegaConf.to_container(layer) for layer in layers)
+    merged = _guarded(path, lambda: OmegaConf.merge(_schema(), *kept, *layers[empty:]), plain)
     for key in _left_open(layers):  # merging took the value below it
         if key.startswith("sweep"):
             raise DrbenchError(f"{path}: ??? is not for a sweep: leave the key itself open, outside of it")
@@ -221,20 +228,23 @@ def _read(path: Path) -> DictConfig:
         hint = did_you_mean(str(path), near) if near else "; expected a path such as benchmarks/digits/rcm.yaml"
         raise DrbenchError(f"no benchmark file {path}{hint}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise DrbenchError(f"{path}: not readable as YAML: {error}") from error
+        raise DrbenchError(f"{path}: not readable as YAML: {_first(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise DrbenchError(f"{path}: expected a YAML mapping of keys to values")
     return loaded
 
 
-def _guarded(path, action):
-    """Run an omegaconf step; its errors already name the full key and near misses."""
+def _guarded(path, action, given: Iterable[dict]):
+    """Run an omegaconf step; `given` are the parts of a config that it reads."""
     try:
         return action()
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise DrbenchError(f"{path}: {str(error).strip()}") from error
-    except TypeError as error:  # omegaconf has no error of its own for this, and names no key
-        raise DrbenchError(f"{path}: {error}: a list is given where a mapping is expected, or the reverse") from error
+    except (OmegaConfBaseException, TypeError) as error:
+        raise DrbenchError(f"{path}: {words.mistake(given) or _first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    """What an error says, without the names of classes that omegaconf writes below it."""
+    return str(error).partition("\n    full_key:")[0].strip()
 
 
 def _unnamed(key: str, values, named: Sequence[str]):

@@ -12,6 +12,12 @@ from drbench.config.keys import OWN_KEYS, Certify
 from drbench.errors import DrbenchError
 
 PROTOCOLS = ("sound", "paper_code")
+LEAST = {  # key -> its smallest value; null, where it is allowed, is none
+    "certify.n0": 1, "certify.n": 1, "certify.block": 1,
+    "attack.evaluations": 1, "attack.select": 1, "attack.worst_of": 1, "attack.decision_draws": 1,
+    "attack.audit": 0, "attack.probe": 0, "attack.sigma": 0,
+    "run.threads": 1,
+}  # fmt: skip
 MAY_BE_OPEN = ("defense.args.", "train.recipe.")  # nothing reads these before defense or training are made
 CHOICES = {
     "task": ("certify", "attack", "train"),
@@ -33,8 +39,15 @@ def validate(path, config: DictConfig) -> None:
     missing = [key for key in OmegaConf.missing_keys(config) if not key.startswith(MAY_BE_OPEN)]
     if missing:
         raise DrbenchError(f"{path}: expected a value for {', '.join(sorted(missing))}")
+    for key in ("certify.radii", "certify.sigmas", "attack.cascade"):
+        values = OmegaConf.select(config, key) or []
+        if not all(isinstance(value, float) for value in values):  # omegaconf lets lists of lists pass
+            raise DrbenchError(f"{path}: {key}: expected a list of numbers, got {values}")
     chosen = ((key, known, OmegaConf.select(config, key)) for key, known in CHOICES.items())
     problems = [(value not in known, f"{key} is {', '.join(known)}, got {value!r}") for key, known, value in chosen]
+    given = ((key, least, OmegaConf.select(config, key)) for key, least in LEAST.items())
+    problems += [(value is not None and not value >= least, f"{key} >= {least}, got {value}")
+                 for key, least, value in given]  # fmt: skip
     problems += [(config.task == "train" and config.train is None, "task train needs the section train")]
     problems += _certify_problems(config.certify) + _cascade_problems(config.certify) + _run_problems(config.run)
     problems += _attack_problems(config.attack) if config.task == "attack" else []
@@ -51,7 +64,6 @@ def _certify_problems(certify: DictConfig) -> list[tuple[bool, str]]:
         (not certify.sigma > 0 and certify.kind != "lipschitz",
          f"certify.sigma is a noise level > 0 in pixel units, got {certify.sigma}"),
         (not 0 < certify.alpha < 1, f"certify.alpha is in (0, 1), got {certify.alpha}"),
-        (min(certify.n0, certify.n, certify.block) < 1, "certify.n0, n and block are positive"),
         (not 0 < (certify.tolerance or 0.5) < 1, f"certify.tolerance is a share in (0, 1), got {certify.tolerance}"),
         *((certify[key] != getattr(Certify, key) and not fits, f"certify.{key} needs certify.{what}")
           for key, fits, what in _needs(certify)),
@@ -90,6 +102,7 @@ def _cascade_problems(certify: DictConfig) -> list[tuple[bool, str]]:
 def _run_problems(run: DictConfig) -> list[tuple[bool, str]]:
     counts = ("batch_rows", "workers")
     return [
+        (run.timeout is not None and not run.timeout > 0, f"run.timeout > 0 seconds, or null, got {run.timeout}"),
         (run.cuda_graphs and not run.compile, "run.cuda_graphs needs run.compile"),
         *((run[key] != "auto" and not (type(run[key]) is int and run[key] > 0),
            f"run.{key} is auto or > 0, got {run[key]!r}") for key in counts),
@@ -108,11 +121,6 @@ def _attack_problems(attack: DictConfig) -> list[tuple[bool, str]]:
         (not named or listed == [], f"attack.attacks is a list of mappings with a key attack each, got {listed}"),
         (attack.cascade is not None and (attack.sigma != 0 or attack.decision != "single"),
          "attack.cascade is the decision rule: attack.sigma stays 0 and attack.decision single"),
-        ((attack.audit or 0) < 0, f"attack.audit is a number of images, got {attack.audit}"),
-        ((attack.probe or 0) < 0, f"attack.probe is a number of images, got {attack.probe}"),
-        (attack.sigma < 0, f"attack.sigma is a noise level >= 0 in pixel units, got {attack.sigma}"),
-        (min(attack.evaluations, attack.select, attack.worst_of, attack.decision_draws) < 1,
-         "attack.evaluations, select, worst_of and decision_draws are positive"),
         (attack.worst_of > attack.evaluations,
          f"attack.worst_of is at most attack.evaluations, got {attack.worst_of} of {attack.evaluations}"),
     ]  # fmt: skip

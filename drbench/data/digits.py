@@ -26,6 +26,10 @@ def open_split(split: str, root: Path | None = None, name: str = "digits") -> So
 
     The classes take turns, so that `firstN` is balanced for every multiple of ten (in test and validation).
     """
+    if root is not None:
+        raise DrbenchError(
+            f"data 'digits' takes no data.root, scikit-learn has the files; got {str(root)!r}: leave it out"
+        )
     # The file that `sklearn.datasets.load_digits` reads, without that import, which takes two seconds in every process.
     table = np.loadtxt(distribution("scikit-learn").locate_file(FILE), delimiter=",")
     pixels, labels = (table[:, :-1].reshape(-1, 1, 8, 8) / 16).astype(np.float32), table[:, -1].astype(int)

@@ -50,7 +50,7 @@ def plan(cell: DictConfig, deterministic: bool, gradient: bool = True) -> list[p
     names = list(spec.sources or {}) if spec.norm != norms.FLOW else []
     members += presets.transfer(spec.preset, spec.norm, names) if spec.attacks is None else []
     for each in members:
-        suite.check(each, names)
+        suite.check(each, spec.norm, names)
     labels = Counter(each.label for each in members)
     if twice := [label for label, count in labels.items() if count > 1]:
         raise DrbenchError(f"expected attacks that differ, got {twice[0]!r} twice: it would repeat the same draws")

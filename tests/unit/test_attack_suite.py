@@ -257,7 +257,7 @@ def test_presets_grow_and_name_their_constants():
             for name in presets.PRESETS[:4]:
                 for gradient in (True, False):
                     members = presets.preset(name, norm, kind, gradient=gradient)
-                    assert members and all(check(each) and (gradient or not each.aimed) for each in members)
+                    assert members and all(check(each, norm) and (gradient or not each.aimed) for each in members)
     with pytest.raises(DrbenchError, match="use preset standard"):
         presets.preset("autoattack", "linf", False)
     with pytest.raises(DrbenchError, match="follows gradients"):
@@ -268,7 +268,9 @@ def test_mistakes_are_named():
     for wrong, said in ((member("pdg"), "did you mean 'pgd'"), (member("pgd", view="exct"), "did you mean 'exact'"),
                         (member("pgd", stepz=3), "did you mean 'steps'")):  # fmt: skip
         with pytest.raises(DrbenchError, match=said):
-            check(wrong)
+            check(wrong, "linf")
+    for right, norm in ((member("square", queries=2), "stadv"), (member("smoothadv", redraw=0, size=2), "l2")):
+        assert check(right, norm) == right
     defense, x, y, *_ = two_classes(2)
     with pytest.raises(DrbenchError, match="declares sigmas"):
         Suite(defense, Threat("linf", 0.1), [], sigma=0.3).run(x, y, [0, 1])

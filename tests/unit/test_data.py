@@ -79,6 +79,8 @@ def test_unknown_names():
         data.load("digit")
     with pytest.raises(DrbenchError, match="available: train, validation, test"):
         data.load("digits", "tset")
+    with pytest.raises(DrbenchError, match=r"takes no data.root, .*got .here."):
+        data.load("digits", root="here")
 
 
 def test_changed_data_is_refused():

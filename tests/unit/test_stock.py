@@ -51,7 +51,9 @@ def test_a_foreign_file_is_converted_and_then_named_like_our_own(home, monkeypat
     assert hashlib.sha256(given.read_bytes()).hexdigest() in said and "trusted on first use" in said
     found = weights.resolve("them/net")
     assert set(weights.read([found])) == {"denoiser.w"}
-    assert main(["weights", "verify"]) == 0 and found.sha256 in capsys.readouterr().out
+    assert main(["weights", "verify"]) == 0
+    said = capsys.readouterr().out
+    assert found.sha256 in said and said.endswith("\n1 file verified\n")
     save_file({"denoiser.w": torch.zeros(2)}, found.path)
     with pytest.raises(DrbenchError, match="does not match"):
         weights.resolve("them/net")
@@ -101,7 +103,8 @@ def test_verify_says_what_it_read(home, capsys):
     (home / "data" / "packed").mkdir(parents=True)
     (home / "data" / "packed" / "x.bin").write_bytes(b"image")
     assert main(["data", "verify", "packed"]) == 0 and "x.bin sha256" in capsys.readouterr().out
-    assert main(["data", "verify"]) == 0
+    assert main(["data", "verify"]) == 0 and capsys.readouterr().out.endswith("\n1 file verified\n")
+    assert main(["weights", "verify"]) == 0 and capsys.readouterr().out == "0 files verified\n"
 
 
 def test_files_that_no_data_set_has_by_that_name(home, capsys):

@@ -56,6 +56,21 @@ def test_killed_training_ends_with_the_same_weights(dropout, tmp_path, monkeypat
         train(resumed, loss, replace(recipe, lr=0.1), lambda *a: None)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "list", "other"])
+def test_a_damaged_state_is_named(damage, tmp_path, monkeypatch):
+    monkeypatch.setattr("drbench.training.SAVE_EVERY", 20)
+    network, loss = problem()
+    state = tmp_path / "state"
+    recipe = replace(RECIPE, state=str(state))
+    train(network, loss, recipe, lambda *a: None)
+    if damage in ("list", "other"):
+        torch.save([1] if damage == "list" else {"step": 20}, state)
+    else:
+        state.write_bytes({"cut": state.read_bytes()[:-200], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(DrbenchError, match=r"state .*delete it to start anew"):
+        train(network, loss, recipe, lambda *a: None)
+
+
 def test_groups_have_their_own_learning_rate_and_others_stand_still():
     network, loss = problem()
     before = [value.clone() for value in network.state_dict().values()]
