@@ -100,10 +100,8 @@ def do_verify(args) -> int:
     for folder in record.find(args.paths):
         try:
             run = record.read(folder)
-            found, progress = (
-                verify.problems(run) + _asked_again(args, folder),
-                f"{len(run.rows)} of {len(run.wanted)} images",
-            )
+            found = verify.problems(run) or _asked_again(args, folder)
+            progress = f"{len(run.rows)} of {len(run.wanted)} images"
             verdict = "FAILED" if found else "ok" if run.complete else "partial"
         except DrbenchError as error:
             found, progress, verdict = [str(error)], "not readable", "FAILED"

@@ -139,7 +139,7 @@ def make_attack(
         "engine": {"version": 1, "norm": norm, "eps": float(Fraction(eps)), "eps_text": eps, "preset": preset,
                    "attacks": {"pgd": {"attack": "pgd"}},
                    "sigma": sigma, "decision": "single", "decision_draws": 1, "evaluations": evaluations,
-                   "worst_of": evaluations, "seed": 0},
+                   "select": evaluations, "worst_of": evaluations, "seed": 0},
         "defense": {"name": defense, "variant": variant, "checkpoints": {}, "nfe": {"classifier": 1.0},
                     "gradient": "exact"},
         "cost": {"seconds": 1.0}, "flags": [],

@@ -148,7 +148,7 @@ def test_a_mistake_in_a_worker_ends_the_command(tmp_path):
     assert not children(os.getpid())
 
 
-@pytest.mark.parametrize("where", ["before rows", "among rows", "before join", "after join"])
+@pytest.mark.parametrize("where", ["before rows", "among rows", "before join", "in join", "after join"])
 def test_a_kill_at_the_worst_moments(reference, tmp_path, monkeypatch, where):
     class Killed(BaseException):
         pass
@@ -169,6 +169,8 @@ def test_a_kill_at_the_worst_moments(reference, tmp_path, monkeypatch, where):
             patch.setattr(record.Writer, "write", some)
         elif where == "before join":
             patch.setattr(attack_job, "finish", stop)
+        elif where == "in join":
+            patch.setattr(examples, "sidecar", stop)
         else:
             patch.setattr("pathlib.Path.unlink", stop)
         with pytest.raises(Killed):
@@ -177,6 +179,7 @@ def test_a_kill_at_the_worst_moments(reference, tmp_path, monkeypatch, where):
     assert verify.problems(record.read(folder)) == []
     again = run(tmp_path)
     assert outcome(again) == outcome(reference) and verify.problems(again) == []
+    assert (folder / "examples.json").exists() and not examples.parts(folder)
     runner.resume(folder)
     assert outcome(record.read(folder)) == outcome(reference)
 
@@ -207,8 +210,43 @@ def test_verify_finds_a_changed_example(reference, tmp_path):
     def push(arrays):
         arrays["x_adv"][3] = np.clip(arrays["x_adv"][3] + 0.2, 0, 1)
 
-    (problem,) = tampered(reference, tmp_path, push)
-    assert "not the recorded one" in problem and f"image {reference.wanted[3]}" in problem
+    example, sidecar, *_ = tampered(reference, tmp_path, push)
+    assert "not the recorded one" in example and f"image {reference.wanted[3]}" in example
+    assert sidecar == "examples.json: its 'sha256' is not that of examples.npz"
+
+
+@pytest.mark.parametrize("name", ["failures", "clean_failures", "draws", "distance"])
+def test_verify_finds_other_numbers_beside_the_examples(reference, tmp_path, name):
+    def raise_one(arrays):
+        arrays[name][2] += 1
+
+    assert f"examples.npz: {name!r} is not what the rows say" in tampered(reference, tmp_path, raise_one)
+
+
+@pytest.mark.parametrize("key", ["identity", "defense", "data", "engine", "sha256", "feasible"])
+def test_verify_finds_a_sidecar_of_other_examples(reference, tmp_path, key):
+    folder = shutil.copytree(reference.folder, tmp_path / "run")
+    sidecar = json.loads((folder / "examples.json").read_text())
+    (folder / "examples.json").write_text(json.dumps(sidecar | {key: None}))
+    (problem,) = verify.problems(record.read(folder))
+    assert problem.startswith(f"examples.json: its {key!r} is not that of")
+    (folder / "examples.json").write_text("{")
+    (problem,) = verify.problems(record.read(folder))
+    assert problem.startswith("examples.json cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("engine", "eps", 0.25), ("engine", "sigma", 0.5), ("engine", "worst_of", 3), ("engine", "seed", 1),
+     ("engine", "rounding", "decimal4"), ("defense", "args", {"a": 1}), ("data", "subset", "test/first9")],
+)  # fmt: skip
+def test_verify_finds_settings_that_are_not_those_of_the_config(reference, tmp_path, part, key, value):
+    folder = shutil.copytree(reference.folder, tmp_path / "run")
+    header = json.loads((folder / "run.json").read_text())
+    header[part][key] = value
+    record.write_header(folder, header)
+    expected = f"run.json: {key!r} of {part} is {value!r}, by config.yaml"
+    assert any(problem.startswith(expected) for problem in verify.problems(record.read(folder)))
 
 
 def test_verify_finds_an_infeasible_example_that_was_recorded_so(reference, tmp_path):
@@ -234,8 +272,9 @@ def test_verify_finds_an_infeasible_example_that_was_recorded_so(reference, tmp_
             evidence = replace(evidence, example=norms.digest(first), distance=far)
         writer.write(replace(row, evidence=evidence))
     writer.close()
-    infeasible, changed = verify.problems(record.read(folder))
-    assert "not allowed" in infeasible and "evidence_sha256" in changed
+    changed, infeasible, numbers, *sidecar = verify.problems(record.read(folder))
+    assert "not allowed" in infeasible and "evidence_sha256" in changed and "'distance'" in numbers
+    assert [problem.split("'")[1] for problem in sidecar] == ["sha256", "feasible"]
 
 
 def test_verify_finds_answers_that_were_changed(reference, tmp_path):
@@ -249,8 +288,8 @@ def test_verify_finds_answers_that_were_changed(reference, tmp_path):
         right = replace(seen, votes={row.label: seen.count}, first=row.label)
         writer.write(replace(row, evidence=replace(row.evidence, adversarial=right)))
     writer.close()
-    (problem,) = verify.problems(record.read(tmp_path / "run"))
-    assert "answers differ from what the run recorded" in problem
+    problem, joined = verify.problems(record.read(tmp_path / "run"))
+    assert "evidence differs from what the run recorded" in problem and "'failures'" in joined
 
 
 def test_verify_finds_other_clean_images(reference, tmp_path):

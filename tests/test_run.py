@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -370,6 +371,31 @@ def test_verify_verb(tmp_path, capsys):
         assert main(["verify", str(tmp_path)]) == 1
         assert expected in capsys.readouterr().out
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "found"),
+    [
+        ("run.json", '"alpha": 0.001', '"alpha": 0.01', "run.json: 'alpha' of engine is 0.01, by config.yaml 0.001"),
+        ("run.json", '"n": 300', '"n": 900', "run.json: 'n' of engine is 900, by config.yaml 300"),
+        ("run.json", '"mode": "fixed",', '"mode": "fixed", "select": "label",', "'select' of engine is 'label', by"),
+        ("run.json", '"test/first12"', '"test"', "run.json: 'subset' of data is 'test', by config.yaml 'test/first12'"),
+        ("run.json", '"images": 12', '"images": 500', "run.json: 'images' of data is 500, it has 12 ids"),
+        ("run.json", '"name": "undefended"', '"name": "rcm"', "run.json: 'name' of defense is 'rcm', by config.yaml"),
+        ("run.json", '"digits/classifier": "', '"digits/classifier": "0', "run.json: identity is not the hash of"),
+        ("run.json", '"identity": "', '"identity": "0', "run.json: identity is not the hash of config.yaml"),
+        ("config.yaml", "seed: 0", "seed: 1", "run.json: 'seed' of engine is 0, by config.yaml 1"),
+        ("config.yaml", "sigma: 0.25", "sigma: x", "Value 'x' of type 'str' could not be converted"),
+        ("config.yaml", "task: certify", "task: attack", "run.json: task is certify, by config.yaml attack"),
+        ("config.yaml", "sweep: {}", "sweep: {run.seed: [0, 1]}", "expected the config of one run, got a sweep"),
+    ],
+)
+def test_verify_finds_settings_that_are_not_those_of_the_config(reference, tmp_path, file, old, new, found):
+    folder = shutil.copytree(reference.folder, tmp_path / "run")
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1))
+    assert any(found in problem for problem in verify.problems(record.read(folder)))
 
 
 # ---- from Python --------------------------------------------------------------------------------------------------

@@ -93,6 +93,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
     return cells
 
 
+def recorded(path: Path) -> DictConfig:
+    """The resolved config of a run folder, of one cell: nothing in it is to be extended, swept or looked up."""
+    cell = _guarded(path, lambda: OmegaConf.merge(_schema(), _read(path)))
+    validate(path, cell)
+    if cell.sweep:
+        raise DrbenchError(f"{path}: expected the config of one run, got a sweep over {', '.join(cell.sweep)}")
+    return cell
+
+
 def levels(config: DictConfig) -> list[float]:
     """Noise levels at which the defense is asked, in the order in which they are tried."""
     if config.task == "attack":

@@ -14,6 +14,7 @@ from drbench.data import decoding, folders
 from drbench.data.folders import File
 from drbench.data.preprocessing import get as square
 from drbench.data.source import Source, unit
+from drbench.digests import names_digest
 from drbench.errors import DrbenchError
 from drbench.files import datasets
 
@@ -65,7 +66,7 @@ def open_split(split: str, root: str | Path | None, name: str = "imagenet", prep
 
 def _require_names(name: str, where: Path, files: list[File], tree: dict) -> None:
     """Each image must lie in the folder of its published label."""
-    names = datasets.names_digest(f"{file.wnid}/{file.stem}" for file in files)
+    names = names_digest(f"{file.wnid}/{file.stem}" for file in files)
     if tree.get("names_sha256", names) != names:
         raise DrbenchError(
             f"data {name!r}: the images in {where} are not in the folders of their published labels, or have other "

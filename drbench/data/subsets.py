@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from drbench.digests import names_digest as digest
 from drbench.errors import DrbenchError, did_you_mean
 from drbench.files import places
-from drbench.files.datasets import names_digest as digest
 
 HERE = Path(__file__).parent
 RULES = "all, firstN, everyN, AtoB, randomNseedS or ids:FILE, e.g. first100"

@@ -6,7 +6,6 @@ Loaders ask here where files lie, check them, and say in their errors what belon
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from drbench.errors import DrbenchError, did_you_mean
@@ -116,8 +115,3 @@ def digest(path: Path, kind: str) -> str:
     """Hash of a file, "sha256" or "md5", without holding it in memory."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
-
-
-def names_digest(names: Iterable[int | str]) -> str:
-    """Hash of a list of image ids: `sha256sum` of a file with one id a line."""
-    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()

@@ -23,9 +23,9 @@ from drbench.attacks.threat import threat
 from drbench.data import Images
 from drbench.jobs import audit_job, build
 from drbench.progress import Progress
-from drbench.records import examples, record
+from drbench.records import examples, record, settings
 from drbench.records.record import Row
-from drbench.stats.robustness import VERSION, robustness
+from drbench.stats.robustness import robustness
 
 __all__ = ["batch_rows", "check", "cost", "engine", "finish", "job", "observe", "plan", "rerun", "source_weights"]
 
@@ -88,29 +88,11 @@ def job(cell: DictConfig, defense: Defense, images: Images | None = None) -> Sui
 
 def engine(cell: DictConfig, defense: Defense) -> dict:
     """The protocol of an attack run, as its header has it."""
-    spec, made, others = cell.attack, job(cell, defense), source_weights(cell)
+    made, others = job(cell, defense), source_weights(cell)
     return {
-        "version": VERSION,
-        "norm": spec.norm,
-        "eps": made.threat.eps,
-        "eps_text": str(spec.eps),
-        "preset": spec.preset if spec.attacks is None else "own",
+        **settings.attack(cell, defense.randomized),
         "attacks": {each.label: {"attack": each.attack, "view": each.view, **each.settings} for each in made.members},
-        "sigma": spec.sigma,
-        "deterministic": made.deterministic,
-        "decision": "single" if made.deterministic else _rule(spec),
-        "decision_draws": 1 if made.deterministic else spec.decision_draws,
-        "evaluations": 1 if made.deterministic else spec.evaluations,
-        "select": 1 if made.deterministic else spec.select,
-        "worst_of": spec.worst_of,
-        "seed": cell.run.seed,
     } | ({"sources": {name: [each.sha256 for each in found] for name, found in others.items()}} if others else {})
-
-
-def _rule(spec: DictConfig) -> str:
-    """The decision rule in words; a cascade's names its levels."""
-    levels = sorted(spec.cascade or [], reverse=True)
-    return f"cascade {' > '.join(f'{level:g}' for level in levels)}" if levels else spec.decision
 
 
 def rerun(run: record.Run, cell: DictConfig, defense: Defense) -> list[str]:

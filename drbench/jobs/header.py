@@ -17,17 +17,15 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from drbench import config, cost, data, registry, stats
+from drbench import config, cost, data, registry
 from drbench.api import Defense
 from drbench.certifiers import lipschitz
 from drbench.certifiers.noise import sampling
 from drbench.config import protocols
-from drbench.config.keys import Certify
 from drbench.data import Images
 from drbench.files import places
 from drbench.jobs import attack_job
-from drbench.records import record
-from drbench.stats import stopping
+from drbench.records import record, settings
 from drbench.weights import Weights
 
 PACKAGES = ("torch", "numpy", "scipy", "diffusers", "scikit-learn", "omegaconf")
@@ -39,28 +37,9 @@ def engine(cell: DictConfig, images: Images, defense: Defense | None = None) -> 
 
     Without a defense, less what a Lipschitz certificate takes from it.
     """
-    spec = cell.certify
-    about = {
-        "certifier": spec.kind,
-        "version": stats.VERSIONS.get(spec.kind),
-        "n0": config.selection_draws(cell),
-        **{key: spec[key] for key in ("mode", "sigma", "n", "alpha", "block")},
-        "seed": cell.run.seed,
-    }
-    if spec.mode != "fixed":
-        about |= stopping.plan(spec.mode, spec.sigma, spec.n, spec.alpha, spec.radii, spec.give_up, spec.noise)
-        about |= {"tolerance": spec.tolerance} if spec.tolerance is not None else {}
-    if spec.kind == "lipschitz":
-        about |= {"sigma": 0.0} | ({"options": lipschitz.options(defense)} if defense else {})
-    if spec.kind == "cascade":
-        options = {"sigmas": list(spec.sigmas), "classes": images.num_classes, "p0": spec.p0}
-        about |= {"protocol": spec.protocol, "options": options | stats.PROTOCOLS[spec.protocol]}
-    own = {key: spec[key] for key in ("noise", "bound") if spec[key] != getattr(Certify, key)}
-    own |= {"sequence": spec.sequence, "block": spec.block} if spec.sequence != Certify.sequence else {}
-    about |= {"options": about.get("options", {}) | own} if own else {}
-    about |= {"select": "label"} if spec.select == "label" else {}
-    about |= {"sampling": sampling(spec.sampler, images, spec.noise)} if spec.sampler != "float" else {}
-    return about | ({"rounding": spec.rounding} if spec.rounding != "none" else {})
+    spec, about = cell.certify, settings.certification(cell, images.num_classes)
+    about |= {"options": lipschitz.options(defense)} if spec.kind == "lipschitz" and defense else {}
+    return about | ({"sampling": sampling(spec.sampler, images, spec.noise)} if spec.sampler != "float" else {})
 
 
 def new(cell: DictConfig, identity: str, images: Images, defense: Defense, checkpoints: Sequence[Weights]) -> dict:

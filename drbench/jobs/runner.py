@@ -20,7 +20,7 @@ from drbench.api import DrbenchError
 from drbench.executors.units import Units
 from drbench.jobs import attack_job, audit_job, build, certify_job, header, needs
 from drbench.jobs.worker import THREADS, Certification, prepare
-from drbench.records import leases, record
+from drbench.records import examples, leases, record
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ def _run_cell(
                 _attack(cell, folder, images, todo, defense, blank, done, place[1])
             else:
                 _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done)
-    elif begun and begun.header["status"] == "started" and not leases.living(folder):
-        _close(folder)  # killed between its last row and its last header
+    elif begun and (begun.header["status"] == "started" or examples.parts(folder)) and not leases.living(folder):
+        _close(folder)  # killed between its last row and its last header, or before its examples were joined
         attack_job.finish(folder)
     elif begun and header.sources(cell.defense.name)["defense"] != begun.header["code"]["sources"]["defense"]:
         print(

@@ -22,8 +22,11 @@ from pathlib import Path
 
 from drbench.errors import DrbenchError
 from drbench.evidence import Attacked, Certificate, Evidence
+from drbench.records import shape
 
 SCHEMA = 1
+# What reading a row of another shape may raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 LOCK_SECONDS = 5.0  # run.json is changed in milliseconds
 
 
@@ -78,6 +81,8 @@ class Row:
     def from_json(cls, raw: dict) -> Row:
         if raw["schema"] != SCHEMA:
             raise DrbenchError(f"row of schema {raw['schema']}, this version reads {SCHEMA}")
+        if not isinstance(raw["id"], int | str) or not isinstance(raw["label"], int):
+            raise TypeError(f"expected an id and a label, got {raw['id']!r} and {raw['label']!r}")
         certificate = raw["certificate"]
         return cls(
             raw["id"],
@@ -225,10 +230,14 @@ def read_header(folder: Path) -> dict:
     try:
         header = json.loads((folder / "run.json").read_text())
         schema = header["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DrbenchError(f"{folder}: expected a run folder with a readable run.json: {error!r}") from error
     if schema != SCHEMA:
         raise DrbenchError(f"{folder}: run.json has schema {schema}, this version of drbench reads {SCHEMA}")
+    try:
+        shape.check(header)
+    except DrbenchError as error:
+        raise DrbenchError(f"{folder}: {error}") from error
     return header
 
 
@@ -237,7 +246,7 @@ def _rows_of(path: Path, problems: list[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         try:
             yield Row.from_json(decode(line))
-        except (ValueError, KeyError, TypeError, DrbenchError) as error:
+        except (*MALFORMED, DrbenchError) as error:
             torn = number == len(lines) and not line.endswith(b"\n")
             what = "torn last line, ignored (the writer was killed)" if torn else f"damaged line, ignored: {error}"
             problems.append(f"{path.name} line {number}: {what}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from drbench.digests import names_digest
 from drbench.errors import DrbenchError
-from drbench.records import verify_attack
+from drbench.records import verify_attack, verify_settings
 from drbench.records.record import Row, Run, evidence_sha256
 from drbench.stats import VERSIONS, decide_as, levels, top_class
 from drbench.stats.stopping import Rule, Table, rule
@@ -14,16 +15,40 @@ from drbench.stats.stopping import Rule, Table, rule
 
 def problems(run: Run) -> list[str]:
     """Everything that is wrong with a run: damaged or missing rows, certificates that evidence does not give."""
-    if run.task == "attack":
-        return verify_attack.problems(run)
-    engine, found = run.header["engine"], [p for p in run.problems if "torn last line" not in p]
+    found = [problem for problem in run.problems if "torn last line" not in problem]
+    for check in (_ids, verify_settings.problems, verify_attack.problems if run.task == "attack" else _certificates):
+        try:
+            found += check(run)
+        except DrbenchError as error:
+            found.append(str(error))
+        except Exception as error:  # a record may hold anything; a mistake of ours is told likewise, never passed over
+            text = f"{type(error).__name__}: {error}"
+            found.append(f"cannot be checked, run.json, config.yaml or rows are not what a run writes: {text}")
+    return found
+
+
+def _ids(run: Run) -> Iterator[str]:
+    """What is odd about which images there are."""
+    if run.header["data"].get("ids_sha256") not in (None, names_digest(run.wanted)):
+        yield "run.json: ids of data are not those of its ids_sha256"
+    if run.header["data"].get("images", len(run.wanted)) != len(run.wanted):
+        yield f"run.json: 'images' of data is {run.header['data']['images']!r}, it has {len(run.wanted)} ids"
+    for image_id in run.rows.keys() - set(run.wanted):
+        yield f"image {image_id}: not in the subset of this run"
+    missing = [image_id for image_id in run.wanted if image_id not in run.rows]
+    if missing and run.header["status"] == "complete":
+        yield f"{len(missing)} of {len(run.wanted)} images are missing, first: {missing[0]}"
+    if run.header.get("evidence_sha256") not in (None, evidence_sha256(run)):
+        yield "evidence differs from what the run recorded when it ended (evidence_sha256)"
+
+
+def _certificates(run: Run) -> list[str]:
+    engine, found = run.header["engine"], []
     if engine["version"] != VERSIONS.get(engine["certifier"]):
         found.append(
             f"made by certifier {engine['certifier']} version {engine['version']}, this is "
             f"version {VERSIONS.get(engine['certifier'])}"
         )
-    for image_id in run.rows.keys() - set(run.wanted):
-        found.append(f"image {image_id}: not in the subset of this run")
     if engine["certifier"] != "imported":  # of a log nothing can be recomputed; the lines carry checksums
         stop = _rule(engine) if engine.get("mode", "fixed") != "fixed" else None
         for row in run.ordered():
@@ -32,12 +57,6 @@ def problems(run: Run) -> list[str]:
             else:
                 found += [f"image {row.id}: {problem}" for problem in _of_row(engine, row, stop)]
         found += _stops(engine, list(run.ordered()), len(run.wanted), stop) if stop else []
-    missing = [image_id for image_id in run.wanted if image_id not in run.rows]
-    if missing and run.header["status"] == "complete":
-        found.append(f"{len(missing)} of {len(run.wanted)} images are missing, first: {missing[0]}")
-    expected = run.header.get("evidence_sha256")
-    if expected and expected != evidence_sha256(run):
-        found.append("evidence differs from what the run recorded when it ended (evidence_sha256)")
     return found
 
 

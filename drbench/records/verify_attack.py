@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 
 import numpy as np
 
 from drbench import norms
-from drbench.errors import DrbenchError
 from drbench.records import examples
-from drbench.records.record import Row, Run, evidence_sha256
+from drbench.records.record import Row, Run
 from drbench.stats.robustness import VERSION
+
+OF_FILE = ("sha256", "feasible")  # what the sidecar says of the examples, not of the run
 
 
 def problems(run: Run) -> list[str]:
-    """Everything that is wrong with an attack run.
+    """What is wrong with examples and answers of an attack run.
 
     Distances are computed anew in float64 from the stored examples and clean images, and the clean images of a complete
     run are compared with the hash of its data. What the defense answers can only be checked by running it.
     """
-    engine, found = run.header["engine"], [p for p in run.problems if "torn last line" not in p]
+    engine, found = run.header["engine"], []
     if engine["version"] != VERSION:
         found.append(f"made by attack engine version {engine['version']}, this is version {VERSION}")
-    found += [f"image {name}: not in the subset of this run" for name in run.rows.keys() - set(run.wanted)]
-    try:
-        stored = examples.read(run.folder)
-    except DrbenchError as error:
-        return [*found, str(error)]
+    stored = examples.read(run.folder)
     for row in run.ordered():
         if row.evidence is None:
             found += [] if row.error else [f"image {row.id}: neither evidence nor an error"]
@@ -34,14 +33,32 @@ def problems(run: Run) -> list[str]:
             found.append(f"image {row.id}: its adversarial example is not stored")
         else:
             found += [f"image {row.id}: {text}" for text in (*_counts(row, engine), *_example(row, engine, stored))]
-    missing = [name for name in run.wanted if name not in run.rows]
-    if missing and run.header["status"] == "complete":
-        found.append(f"{len(missing)} of {len(run.wanted)} images are missing, first: {missing[0]}")
-    if run.header.get("evidence_sha256") not in (None, evidence_sha256(run)):
-        found.append("answers differ from what the run recorded when it ended (evidence_sha256)")
-    if not missing and all(name in stored for name in run.wanted) and _data_hash(run, stored) != _stated_hash(run):
+    if all(name in run.rows and name in stored for name in run.wanted) and _data_hash(run, stored) != _stated_hash(run):
         found.append("the stored clean images are not those of the run's data set")
-    return found
+    # Parts are dropped last: while there are some, the joined file may be newer than its sidecar.
+    joined = (run.folder / examples.WHOLE).exists() and not examples.parts(run.folder)
+    return [*found, *(_joined(run, stored) if joined else ())]
+
+
+def _joined(run: Run, stored: dict) -> Iterator[str]:
+    """What the joined file and its sidecar say otherwise than rows and header."""
+    ids = examples.arrays(run.folder / examples.WHOLE, ["ids"])["ids"].tolist()
+    rows = [run.rows[name] for name in ids if name in run.rows and run.rows[name].evidence]
+    if len(rows) < len(ids):
+        yield f"{examples.WHOLE}: {len(ids) - len(rows)} of its {len(ids)} examples have no row"
+        return
+    wanted = examples.columns(rows)
+    for name, said in examples.arrays(run.folder / examples.WHOLE, list(wanted)).items():
+        if not np.array_equal(said, wanted[name]):
+            yield f"{examples.WHOLE}: {name!r} is not what the rows say"
+    try:
+        about = json.loads((run.folder / examples.SIDECAR).read_text())
+    except (OSError, ValueError) as error:
+        yield f"{examples.SIDECAR} cannot be read: {error}"
+        return
+    for key, value in examples.sidecar(run, *(np.stack([stored[name][i] for name in ids]) for i in (1, 2))).items():
+        if key != "packages" and about.get(key) != value:  # packages are those of the session that joined them
+            yield f"{examples.SIDECAR}: its {key!r} is not that of {examples.WHOLE if key in OF_FILE else 'run.json'}"
 
 
 def _counts(row: Row, engine: dict) -> list[str]:

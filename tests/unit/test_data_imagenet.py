@@ -13,6 +13,7 @@ import drbench
 from drbench import data
 from drbench.cli import main
 from drbench.data import folders, imagenet, imagenet64, preprocessing
+from drbench.digests import names_digest
 from drbench.errors import DrbenchError
 from drbench.files import datasets
 from drbench.jobs.restricted import Restricted
@@ -330,5 +331,5 @@ def test_engines_take_larger_images(tmp_path, capsys, task):
     (run,) = [record.read(folder) for folder in capsys.readouterr().out.split()]
     about = run.header["data"]
     assert run.complete and about["shape"] == [3, 64, 64] and about["subset"] == "val@box64/first2"
-    assert about["classes"] == [2, 1000] and about["ids_sha256"] == datasets.names_digest(about["ids"])
+    assert about["classes"] == [2, 1000] and about["ids_sha256"] == names_digest(about["ids"])
     assert main(["verify", str(tmp_path)]) == 0

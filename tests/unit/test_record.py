@@ -6,11 +6,14 @@ import os
 
 import pytest
 
+from drbench.cli import main
 from drbench.errors import DrbenchError
 from drbench.evidence import Evidence, Stage
 from drbench.records import record, verify
 from drbench.records.record import Row, Writer, decode, encode
 from drbench.stats import decide
+from tests.runs import make_attack, make_cascade, make_run
+from tests.unit.test_verify_stops import adaptive_run
 
 SIGMA, N0, N, ALPHA = 0.5, 10, 100, 0.001
 
@@ -111,6 +114,8 @@ def rewrite(path, change):
         (lambda p: p.update(id=99), "not in the subset"),
         (lambda p: p.update(schema=2), "row of schema 2"),
         (lambda p: p.pop("evidence"), "damaged line"),
+        (lambda p: p["evidence"]["stages"][0].update(votes=[]), "damaged line"),
+        (lambda p: p.update(id=[1]), "damaged line"),
         (lambda p: p.update(evidence=None, certificate=None), "neither evidence nor an error"),
     ],
 )
@@ -118,6 +123,67 @@ def test_forged_rows_are_found(tmp_path, change, found):
     folder, path = make(tmp_path / "run", [row(0), row(1), row(2)])
     rewrite(path, change)
     assert any(found in problem for problem in verify.problems(record.read(folder)))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda h: h["engine"].pop("n"), "run.json: engine has no 'n', expected a whole number >= 0"),
+        (lambda h: h["engine"].update(sigma="x"), "run.json: engine: 'sigma' is 'x', expected a number"),
+        (lambda h: h["engine"].update(alpha=None), "run.json: engine: 'alpha' is None, expected a number"),
+        (lambda h: h["engine"].update(version=[]), "run.json: engine: 'version' is [], expected a whole number >= 0"),
+        (lambda h: h["engine"].update(block=-1), "run.json: engine: 'block' is -1, expected a whole number >= 0"),
+        (lambda h: h["engine"].update(options=[]), "run.json: engine: 'options' is [], expected a mapping"),
+        (lambda h: h["engine"].update(options={"a": 1}), "cannot be checked, run.json, config.yaml or rows are not"),
+        (lambda h: h["engine"].update(mode="hybrid"), "KeyError: 'options'"),
+        (lambda h: h["data"].update(ids="012"), "run.json: data: 'ids' is '012', expected a list"),
+        (lambda h: h["data"].update(ids=[[0]]), "run.json: ids of data are whole numbers or texts, got [0]"),
+        (lambda h: h["data"].update(ids_sha256="0"), "run.json: ids of data are not those of its ids_sha256"),
+        (lambda h: h.update(data=None), "run.json: 'data' is None, expected a mapping"),
+        (lambda h: h.update(log={}), "run.json: log has no 'oddities', expected a list"),
+        (lambda h: h.update(task="attack"), "run.json: data has no 'sha256', expected a text"),
+        (lambda h: h.update(task=[]), "run.json: task is [], expected certify or attack"),
+    ],
+)
+def test_headers_of_another_shape_are_explained(tmp_path, capsys, change, found):
+    folder, _ = make(tmp_path / "bad", [row(0), row(1), row(2)])
+    make(tmp_path / "good", [row(0), row(1), row(2)])
+    header = record.read_header(folder)
+    change(header)
+    record.write_header(folder, header)
+    assert main(["verify", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert found in shown and f"FAILED  {folder}" in shown and f"ok      {tmp_path / 'good'}" in shown
+
+
+def edited(header):
+    """The header without each of its keys, and with each replaced by what it should not be."""
+    for key, value in header.items():
+        for new in (None, "x", -1, [], {}, [[]]):
+            yield header | {key: new}
+        yield {other: kept for other, kept in header.items() if other != key}
+        if isinstance(value, dict):
+            yield from (header | {key: below} for below in edited(value))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of arithmetic with what is no budget
+@pytest.mark.parametrize("kind", ["fixed", "hybrid", "cascade", "attack"])
+def test_no_edit_of_a_header_ends_in_a_traceback(tmp_path, kind):
+    make_one = {
+        "fixed": lambda folder: make_run(folder, [990, 900, None]),
+        "hybrid": lambda folder: adaptive_run(folder, [(0, 100)] * 7 + [(440, 800)] * 2, tolerance=0.25),
+        "cascade": lambda folder: make_cascade(folder, [[990], [400, 900], None]),
+        "attack": lambda folder: make_attack(folder, [3, 10]),
+    }
+    run = make_one[kind](tmp_path / kind)
+    refused = 0
+    for header in edited(run.header):
+        record.write_header(run.folder, header)
+        try:
+            verify.problems(record.read(run.folder))
+        except DrbenchError:
+            refused += 1
+    assert refused > 50
 
 
 def test_missing_image_is_found(tmp_path):

@@ -173,7 +173,7 @@ def test_attacks_show_settings_outcomes_and_flags():
 
 
 def test_killed_attacks_are_marked_partial(tmp_path):
-    """The header of a run that was killed has no cost, and its session no end."""
+    """The header of a run that was killed has no cost, its session no end; its examples are not joined."""
     for name, kept in (("x", 20), ("y", 0)):
         folder = tmp_path / "attacks" / "d" / name
         shutil.copytree(min((ATTACKS / "denoised-one_shot").glob("l2-0.5-*")), folder)
@@ -182,6 +182,8 @@ def test_killed_attacks_are_marked_partial(tmp_path):
         record.write_header(folder, header)
         (rows,) = folder.glob("rows-*")
         rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:kept]))
+        (folder / "examples.npz").rename(folder / "examples-1-1.npz")
+        (folder / "examples.json").unlink()
     page = gather([record.read(path) for path in sorted((tmp_path / "attacks" / "d").iterdir())])
     (line,) = page.attacks[0].lines
     assert [badge.text for badge in line.badges] == ["partial"] and all("†" in cell.signs for cell in line.cells[3:8])
