@@ -15,7 +15,8 @@ errors       mistakes that the user can mend
 certifiers   from a defense to evidence
 attacks      from a defense to adversarial examples
 stats        from evidence to certificates, curves and intervals
-norms        distances of adversarial examples, and whether they are allowed
+norms, digests
+             distances of adversarial examples, and whether they are allowed; hashes of names
 
 data         data sets
 classifiers  networks that classify pixels

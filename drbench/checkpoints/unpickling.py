@@ -1,4 +1,4 @@
-"""The only unpickler of foreign checkpoints: it knows a short list of names, makes inert objects, and calls nothing of others.
+"""The unpickler of foreign checkpoints: it knows a short list of names, makes inert objects, calls nothing of others.
 
 For the objects that `torch_utils.persistence` of NVlabs/edm writes; see `persistence`.
 """

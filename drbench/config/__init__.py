@@ -95,7 +95,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> list[DictConfig]:
 
 def recorded(path: Path) -> DictConfig:
     """The resolved config of a run folder, of one cell: nothing in it is to be extended, swept or looked up."""
-    cell = _guarded(path, lambda: OmegaConf.merge(_schema(), _read(path)))
+    layer = _read(path)
+    cell = _guarded(path, lambda: OmegaConf.merge(_schema(), layer), [OmegaConf.to_container(layer)])
     validate(path, cell)
     if cell.sweep:
         raise DrbenchError(f"{path}: expected the config of one run, got a sweep over {', '.join(cell.sweep)}")

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from drbench.errors import DrbenchError
-from drbench.evidence import Attacked, Certificate, Evidence
+from drbench.evidence import ABSTAIN, Attacked, Certificate, Evidence
 from drbench.records import shape
 
 SCHEMA = 1
@@ -199,8 +199,14 @@ class Run:
     @property
     def marks(self) -> list[str]:
         """Why a table must not show this run without a mark; empty if nothing is to be said."""
-        marks = [] if self.complete else ["partial"]
-        return marks + (["dirty"] if self.header["code"]["dirty"] else [])
+        own = {"partial": not self.complete, "dirty": self.header["code"]["dirty"], "not finite": self._silent}
+        return [mark for mark, given in own.items() if given]
+
+    @cached_property
+    def _silent(self) -> bool:
+        """Whether a defense under attack gave no finite scores to some image: that counts as broken."""
+        attacked = [row.evidence for row in self.rows.values() if isinstance(row.evidence, Attacked)]
+        return any(ABSTAIN in each.votes for seen in attacked for each in (seen.clean, seen.adversarial))
 
     def ordered(self) -> Iterator[Row]:
         """Rows in the order of the subset."""

@@ -89,7 +89,7 @@ NOTES = """\
   clean image does. gradients, forwards: evaluations of the whole defense per image that the attacks and the choice
   among their examples took, with and without a gradient.
 - audited: images on which attacks were compared, to check them (0: the defense was probed at most). flags: what these
-  checks found, and other marks."""
+  checks found, and other marks; "not finite": some answers were no finite scores, which counts as broken."""
 
 
 def render_markdown(table: DataFrame) -> str:

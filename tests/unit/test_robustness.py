@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from drbench.errors import DrbenchError
 from drbench.evidence import ABSTAIN, Answers, Attacked, Tried
 from drbench.stats import interval
 from drbench.stats.robustness import majority, robustness, worst_of_m
+from drbench.tables import robust_tables
+from tests.runs import make_attack
 
 
 @pytest.mark.parametrize(("n", "m"), [(5, 1), (6, 3), (7, 7)])
@@ -64,3 +67,11 @@ def test_evidence_survives_json():
     )
     assert Attacked.from_json(evidence.to_json()) == evidence
     assert evidence.adversarial.wrong(3) == 2 and evidence.adversarial.first == 5 and evidence.clean.count == 3
+
+
+def test_answers_that_are_no_scores_mark_a_run(tmp_path):
+    run = make_attack(tmp_path / "a", [10, 10])
+    assert run.marks == []
+    seen = replace(run.rows[1].evidence, adversarial=Answers.of([1] * 9 + [ABSTAIN]))
+    overflowing = replace(run, rows=run.rows | {1: replace(run.rows[1], evidence=seen)})
+    assert overflowing.marks == ["not finite"] and "not finite" in robust_tables.frame([overflowing])["marks"].item()
