@@ -27,7 +27,7 @@ from drbench.attacks.presets import Member, member
 from drbench.attacks.probes import Finding
 from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Found, Suite
-from drbench.attacks.views import in_parts
+from drbench.attacks.views import has_parts
 
 RUNS = 6  # of the first attack with gradients, about, that an audit takes
 PROBED = 8  # images at least, where a job has them: probes are cheap beside attacks
@@ -158,9 +158,9 @@ def gradient_free(case: Case) -> Check:
     if case.main:
         if suite.sigma > 0 and suite.defense.accepts(0.0):
             others["transfer"] = replace(case.main, view="clean")
-        elif in_parts(suite.defense, suite.sigma):
+        elif has_parts(suite.defense, suite.sigma):
             others["transfer"] = replace(case.main, view="bare")
-        if in_parts(suite.defense, suite.sigma):
+        if has_parts(suite.defense, suite.sigma):
             others["bpda>exact"] = replace(case.main, view="identity")
     outcomes = yield [case.attack(other) for other in others.values()]
     beaten = [case.beaten(outcome, case.aimed) for outcome in outcomes]

@@ -14,7 +14,7 @@ from torch import Tensor
 from drbench.api import Defense, Draws, DrbenchError
 from drbench.asking import ask
 from drbench.attacks.losses import Loss
-from drbench.attacks.views import Answer, Direct, behind, in_parts, lost, noisy, padded, require_parts
+from drbench.attacks.views import Answer, Direct, behind, has_parts, lost, noisy, padded, require_parts
 
 TEMPERATURE = 5.0  # lambda of DiffHammer: how sharply a draw counts as breakable along a direction
 ROUNDS = 5  # of its fixed-point iteration
@@ -29,7 +29,7 @@ class Deviated(Direct):
 
     def __init__(self, defense: Defense, sigma: float, weight: float = 1.0):
         super().__init__(defense, sigma)
-        if "denoiser" not in defense.networks() or not in_parts(defense, sigma):
+        if "denoiser" not in defense.networks() or not has_parts(defense, sigma):
             raise DrbenchError(
                 f"view deviated needs a network 'denoiser' that purifies noise, got {type(defense).__name__}"
             )

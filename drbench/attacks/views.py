@@ -156,15 +156,14 @@ class Bare(Direct):
         return behind(self.defense, x, self.sigma, Draws(spans, self.device))
 
 
-def in_parts(defense: Defense, sigma: float) -> bool:
+def has_parts(defense: Defense, sigma: float) -> bool:
     """Whether a defense has `purify(z, sigma, draws)`, and what stands behind it can be asked."""
-    behind_ = hasattr(defense, "classify") or (sigma > 0 and defense.accepts(0.0))
-    return hasattr(defense, "purify") and behind_
+    return hasattr(defense, "purify") and (hasattr(defense, "classify") or (sigma > 0 and defense.accepts(0.0)))
 
 
 def require_parts(defense: Defense, sigma: float, name: str) -> None:
     """Raise `DrbenchError` unless the view of this name can be had."""
-    if not in_parts(defense, sigma):
+    if not has_parts(defense, sigma):
         raise DrbenchError(
             f"view {name} needs `purify(z, sigma, draws)`, and `classify(x, sigma, draws)` for the scores of what it "
             f"returns (under noise, level 0 will do), got {type(defense).__name__}"

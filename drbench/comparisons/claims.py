@@ -43,7 +43,7 @@ RULE = """\
   at hand. Claims without a “p, Holm”: *no worse* and *close* go by the interval and the stated margin alone; cost
   factors are counts, or times on one machine, and are not tested. All else is **undecided**: the images do not tell.
 - Robust accuracy is that under the attacks of these runs, an upper bound on both sides: a stronger attack may turn a
-  verdict round. Such runs have 20 to 50 images.
+  verdict round. Such runs have few images.
 - “fails” says that the claim is not true *here*: other images, networks of another size, one training unless seeds
   are stated. It does not say that the paper's number is wrong.
 - Draws: a run at one noise level is compared at the draws of the other if that has fewer (a cascade: at each level): an
