@@ -57,6 +57,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         calls.check_randomized_flag,
         calls.check_rows_independent,
         slopes.check_one_function,
+        slopes.check_two_parts,
         slopes.check_gradient,
         slopes.check_lipschitz,
         adapter.check_nfe,

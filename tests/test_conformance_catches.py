@@ -295,6 +295,10 @@ faulty("one_function", ["gradients enabled", "deployed"], "TwoFunctions",
        **before(lambda z: z + 0.1 * torch.is_grad_enabled()))
 faulty("one_function", ["attack_logits"], "OtherAttack",
        attack_logits=lambda self, z, sigma, draws: 0.9 * self.logits(z, sigma, draws))
+faulty("two_parts", ["[0, 1]", "purify gives"], "OutOfTheBox", purify=lambda self, z, sigma, draws: 2 * z)
+faulty("two_parts", ["classify of purify differs"], "PurifiesMore",
+       purify=lambda self, z, sigma, draws: z.clamp(0.4, 0.6),
+       classify=lambda self, x, sigma, draws: self.classifier(x))
 faulty("gradient", ["expected at least 90%", "detach()"], "HalfDetached",
        **before(lambda z: torch.cat([z[:, :, :4], z[:, :, 4:].detach()], 2)))
 faulty("gradient", ["expected at least 90%", "rounding"], "RoundedExact", Rounded, gradient="exact")

@@ -1,4 +1,4 @@
-"""The function that an attacker differentiates: its values, its gradient and its Lipschitz constant."""
+"""The function that an attacker differentiates: its values, its parts, its gradient and its Lipschitz constant."""
 
 from __future__ import annotations
 
@@ -33,6 +33,32 @@ def check_one_function(case: Case) -> None:
                 "an attack must see the function that is deployed; use one code path, one grid and the "
                 "same draws",
             )
+
+
+def check_two_parts(case: Case) -> None:
+    """`purify` gives images in [0, 1], and `classify` of them what `logits` gives."""
+    defense = case.fresh()
+    if not hasattr(defense, "purify"):
+        raise Skip("there is no `purify`: nothing to look behind")
+    for sigma in ends(defense):
+        z = case.noisy(8, sigma)
+        draws = Draws.seeded(0, len(z))
+        with torch.inference_mode():
+            images = defense.purify(z.clone(), sigma, draws)
+            inside = images.shape == z.shape and bool(((images >= 0) & (images <= 1)).all())
+            expect(
+                inside,
+                f"sigma {sigma:g}: purify gives {tuple(images.shape)} in [{float(images.min()):.3g}, "
+                f"{float(images.max()):.3g}], expected {tuple(z.shape)} in [0, 1]: the images that are classified",
+            )
+            if not hasattr(defense, "classify"):
+                continue
+            gap = float(gaps(defense.classify(images, sigma, draws), scores(defense, z, sigma)).max())
+        expect(
+            gap <= TOLERANCE,
+            f"sigma {sigma:g}: classify of purify differs by {gap:.2g} from logits: attacks that look behind the "
+            "purifier would attack another function; let logits call both, with the same draws",
+        )
 
 
 # ---- gradient ----------------------------------------------------------------------------------------------
