@@ -385,7 +385,7 @@ def test_verify_verb(tmp_path, capsys):
         ("run.json", '"digits/classifier": "', '"digits/classifier": "0', "run.json: identity is not the hash of"),
         ("run.json", '"identity": "', '"identity": "0', "run.json: identity is not the hash of config.yaml"),
         ("config.yaml", "seed: 0", "seed: 1", "run.json: 'seed' of engine is 0, by config.yaml 1"),
-        ("config.yaml", "sigma: 0.25", "sigma: x", "Value 'x' of type 'str' could not be converted"),
+        ("config.yaml", "sigma: 0.25", "sigma: x", "certify.sigma: expected a number, got 'x'"),
         ("config.yaml", "task: certify", "task: attack", "run.json: task is certify, by config.yaml attack"),
         ("config.yaml", "sweep: {}", "sweep: {run.seed: [0, 1]}", "expected the config of one run, got a sweep"),
     ],
