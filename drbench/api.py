@@ -51,7 +51,8 @@ class Defense(nn.Module, ABC):
     -----
     A defense that mends images before it classifies them should have two more methods, with which attacks look behind
     the purifier and pictures show its work: `purify(z, sigma, draws)`, the image in [0, 1] that is classified, and
-    `classify(x, sigma, draws)`, the scores of such images. Without `classify`, `logits` at sigma = 0 stands for it.
+    `classify(x, sigma, draws)`, the scores of such images. Under noise, `attack_logits` at sigma = 0 stands for a
+    `classify` that is missing.
     """
 
     input_shape: tuple[int, int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import pandas as pd
@@ -19,7 +19,7 @@ from drbench.attacks import presets
 from drbench.attacks.evaluate import Decision
 from drbench.attacks.oracle import ROWS
 from drbench.attacks.parallel import in_parts
-from drbench.attacks.suite import Found, Suite, check
+from drbench.attacks.suite import Found, Suite, check, traits
 from drbench.attacks.threat import threat
 from drbench.certifiers import gaussian, kinds
 from drbench.certifiers.batch_size import find_batch_rows
@@ -105,6 +105,7 @@ def certify(
     >>> frame = drbench.certify(defense, images, sigma=0.25)
     >>> frame = drbench.certify(defense, images, sigma=[0.25, 0.5, 1.0])
     """
+    sigma = sigma.tolist() if hasattr(sigma, "tolist") else sigma  # of numpy or torch
     scales = list(sigma) if isinstance(sigma, Iterable) and not isinstance(sigma, str) else [sigma]
     if not all(isinstance(level, Real) and level > 0 for level in scales):
         raise DrbenchError(f"expected noise levels sigma > 0, numbers in pixel units, got {sigma!r}")
@@ -220,8 +221,7 @@ def attack(
     deterministic = sigma == 0 and not defense.randomized
     _check_evaluation(attacks, evaluations, select, worst_of, deterministic)
     names = list(sources or {})
-    own = presets.preset(preset, norm, deterministic, gradient=defense.gradient != "none")
-    planned = own + presets.transfer(preset, norm, names)
+    planned = presets.preset(preset, norm, **traits(defense, sigma)) + presets.transfer(preset, norm, names)
     members = planned if attacks is None else [presets.member(**each) for each in attacks]
     suite = Suite(
         defense.eval(), threat(norm, norms.number(eps)), [check(each, norm, names) for each in members], sigma,
@@ -252,9 +252,9 @@ def _check_evaluation(attacks, evaluations: int, select: int, worst_of: int, det
     """Raise `DrbenchError` where an accuracy would not be what it is called."""
     if attacks is not None and not attacks:
         raise DrbenchError("expected at least one attack, got none: clean accuracy would be called robust")
-    if not all(isinstance(each, Mapping) and "attack" in each for each in attacks or []):
+    if not all(isinstance(each, Mapping) and isinstance(each.get("attack"), str) for each in attacks or []):
         raise DrbenchError(f'expected attacks such as {{"attack": "pgd", "steps": 100}}, got {attacks}')
-    positive = all(isinstance(count, int) and count > 0 for count in (evaluations, select, worst_of))
+    positive = all(isinstance(count, Integral) and count > 0 for count in (evaluations, select, worst_of))
     if not positive or (worst_of > evaluations and not deterministic):
         raise DrbenchError(
             "expected evaluations, select and worst_of > 0, and worst_of at most evaluations, got "
@@ -270,7 +270,7 @@ def _images(images: Images | tuple[Tensor, Tensor], defense: Defense) -> Images:
         raise DrbenchError(f"expected Images or a pair (x, y), images and labels, got {type(images).__name__}{shape}")
     try:
         x, y = (torch.as_tensor(part).detach().cpu() for part in images)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DrbenchError(f"expected a pair (x, y) of tensors or arrays of numbers: {error}") from error
     y = y.reshape(-1)
     if (y != y.long()).any():

@@ -149,6 +149,8 @@ def _read(state: str) -> dict:
     try:
         saved = torch.load(state, weights_only=True, map_location="cpu")
         missing = {"network", "optimizer", "average", "recipe", "step"} - saved.keys()
+    except (MemoryError, PermissionError):
+        raise  # the file may be sound
     except Exception as error:  # torch has many for a damaged file
         raise DrbenchError(f"{state} is not a readable training state: delete it to start anew") from error
     if missing:

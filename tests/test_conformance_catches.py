@@ -296,6 +296,8 @@ faulty("one_function", ["gradients enabled", "deployed"], "TwoFunctions",
 faulty("one_function", ["attack_logits"], "OtherAttack",
        attack_logits=lambda self, z, sigma, draws: 0.9 * self.logits(z, sigma, draws))
 faulty("two_parts", ["[0, 1]", "purify gives"], "OutOfTheBox", purify=lambda self, z, sigma, draws: 2 * z)
+faulty("two_parts", ["for want of `classify`"], "PurifiesTwice", Noisy,
+       purify=lambda self, z, sigma, draws: (z + 0.1 * draws.randn(*z.shape)).clamp(0, 1))
 faulty("two_parts", ["classify of purify differs"], "PurifiesMore",
        purify=lambda self, z, sigma, draws: z.clamp(0.4, 0.6),
        classify=lambda self, x, sigma, draws: self.classifier(x))

@@ -23,7 +23,7 @@ from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import Keys
 from drbench.attacks.outcomes import POINT, Attack, Case
 from drbench.attacks.parallel import side_by_side
-from drbench.attacks.presets import Member, member
+from drbench.attacks.presets import BEHIND, Member, member
 from drbench.attacks.probes import Finding
 from drbench.attacks.problem import Problem
 from drbench.attacks.suite import Found, Suite
@@ -105,7 +105,8 @@ def random_noise(case: Case) -> Check:
 
 def one_step(case: Case) -> Check:
     """Many steps do better than one."""
-    sign = member("pgd", loss="margin", steps=1, size=1.0, draws=drawn(case.main))
+    view = case.main.view if case.main.view in BEHIND else "exact"
+    sign = member("pgd", view, loss="margin", steps=1, size=1.0, draws=drawn(case.main))
     (single,) = yield [case.attack(stepped(case.main, 1) if case.spatial else sign)]
     gain, chance = case.gain(case.job, single)
     text = f"{percent(single)} right after one step, {percent(case.job)} after all attacks"
@@ -155,7 +156,7 @@ def gradient_free(case: Case) -> Check:
     suite, others = case.suite, {}
     tries = {"queries": 500} if suite.deterministic else {"queries": 100, "draws": 5}
     others["bb>wb"] = member("square", view="logits", **tries)  # of what decides, not of what is differentiated
-    if case.main:
+    if case.main and suite.defense.gradient != "none":
         if suite.sigma > 0 and suite.defense.accepts(0.0):
             others["transfer"] = replace(case.main, view="clean")
         elif has_parts(suite.defense, suite.sigma):

@@ -14,6 +14,7 @@ QUERIES = {"smoke": 100, "fast": 1000, "standard": 5000, "thorough": 10000}  # w
 PRESETS = ("smoke", "fast", "standard", "thorough", "autoattack")
 AUDITED = {"smoke": 0, "fast": 4, "standard": 16, "thorough": 32, "autoattack": 16}  # images, see `attacks.audit`
 FLAG = "audit"  # begins what the audit of a run says against it
+BEHIND = ("identity", "bare")  # views whose gradient is that of what stands behind a purifier
 FROM = "from "  # begins the name of a view of another defense
 BUDGET = ("restarts", "targets", "steps", "queries", "tries", "draws")  # settings that multiply to the cost
 
@@ -97,7 +98,9 @@ def _randomised(preset: str, norm: str) -> list[Member]:
 
 
 def transfer(preset: str, norm: str, names: Iterable[str]) -> list[Member]:
-    """(A)PGD on each other defense: what is found there is tried on the one under attack."""
+    """(A)PGD on each other defense: what is found there is tried on the one under attack. Not for flows."""
+    if norm == FLOW:
+        return []
     steps = SIZES.get(preset, SIZES["standard"])[0]
     return [member(_climber(norm), view=f"{FROM}{name}", loss="margin", steps=steps) for name in names]
 
@@ -117,24 +120,31 @@ def _cascade(preset: str, levels: int) -> list[Member]:
     return attacks + ([member("noise", tries=10)] if preset in ("standard", "thorough") else [])
 
 
-def _blind(preset: str, norm: str, deterministic: bool) -> list[Member]:
-    """By scores alone."""
-    queries, draws = QUERIES[preset], SIZES[preset][1]
+def _blind(preset: str, norm: str, deterministic: bool, parts: bool) -> list[Member]:
+    """By scores alone, and behind a purifier by gradients."""
+    queries, (steps, draws) = QUERIES[preset], SIZES[preset]
     square = {"queries": queries} if deterministic else {"queries": queries // 5, "draws": draws}
-    return [*([member("noise", tries=10)] if norm != FLOW else []), member("square", **square)]
+    suite = [*([member("noise", tries=10)] if norm != FLOW else []), member("square", **square)]
+    if parts:
+        climb = {"attack": "stadv"} if norm == FLOW else {"attack": _climber(norm), "loss": "margin"}
+        suite += [member(**climb, view=BEHIND[0], steps=steps, draws=1 if deterministic else draws)]
+    return suite
 
 
-def preset(name: str, norm: str, deterministic: bool, cascade: int = 0, gradient: bool = True) -> list[Member]:
+def preset(
+    name: str, norm: str, deterministic: bool, cascade: int = 0, gradient: bool = True, parts: bool = False
+) -> list[Member]:
     """The attacks of a preset; "autoattack" is the standard suite, for deterministic defenses alone.
 
-    `cascade` is the number of levels of a deployed cascade, `gradient` whether the defense has gradients.
+    `cascade` is the number of levels of a deployed cascade, `gradient` whether the defense has gradients, `parts`
+    whether one can look behind its purifier.
     """
     if name not in PRESETS:
         raise DrbenchError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
     if not gradient:
         if name not in QUERIES:
             raise DrbenchError(f"preset {name} follows gradients, which this defense does not have; use standard")
-        return _blind(name, norm, deterministic)
+        return _blind(name, norm, deterministic, parts)
     if name == "autoattack" and (not deterministic or norm == FLOW):
         raise DrbenchError(
             "preset autoattack is for deterministic defenses and l_p norms: on a randomised one, or under noise, it "

@@ -19,7 +19,7 @@ from torch import Tensor
 from drbench.api import Defense, Draws
 from drbench.attacks.losses import LOSSES, Loss
 from drbench.attacks.problem import Problem
-from drbench.attacks.views import Answer, Direct
+from drbench.attacks.views import Answer, Direct, joined
 from drbench.draws import Span, block_key
 
 SAME = 1e-4  # of logits that should be equal, relative to the largest: float32 in another batch
@@ -76,6 +76,11 @@ def _away(problem: Problem, number: int = 0) -> Tensor:
 def _scattered(problem: Problem, *places: Tensor) -> Problem:
     """The images, all of them at each of some places, with the same draws."""
     return replace(problem.at(torch.arange(len(problem)).repeat(len(places))), x=torch.cat(places))
+
+
+def _calls(problem: Problem) -> list[slice]:
+    """Parts of the images, each of which fits into one call."""
+    return [slice(at, at + problem.rows) for at in range(0, len(problem), problem.rows)]
 
 
 def _gap(first: Tensor, second: Tensor) -> float:
@@ -148,16 +153,21 @@ def _inference(problem: Problem, exact: bool) -> Finding:
 def _values(defense: Defense, problem: Problem) -> Finding:
     """What is differentiated has the values of what decides."""
     part = _scattered(problem, problem.x, _away(problem))
-    with torch.enable_grad():
-        attacked = part.view.rows(part.x.clone().requires_grad_(), _spans(part)).detach()
-    with torch.no_grad():
-        decisive = Direct(defense, part.view.sigma, surrogate=False).rows(part.x, _spans(part))
-    gap = _gap(decisive, attacked)
+    spans, decisive = _spans(part), Direct(defense, part.view.sigma, surrogate=False)
+    attacked, decided = [], []
+    for at in _calls(part):
+        with torch.enable_grad():
+            attacked.append(part.view.rows(part.x[at].clone().requires_grad_(), spans[at]).detach())
+        with torch.no_grad():
+            decided.append(decisive.rows(part.x[at], spans[at]))
+    gap = _gap(torch.cat(decided), torch.cat(attacked))
     return Finding("attack-values", gap > SAME, f"logits under attack differ by {gap:.1e} from those that decide")
 
 
 def _margins(problem: Problem, x: Tensor, gradient: bool = False) -> Answer:
-    return problem.view.answer(x, problem.y, _spans(problem), 1, Loss("margin"), gradient=gradient)
+    spans, margin = _spans(problem), Loss("margin")
+    return joined([problem.view.answer(x[at], problem.y[at], spans[at], 1, margin, gradient=gradient)
+                   for at in _calls(problem)])  # fmt: skip
 
 
 def _uphill(problem: Problem) -> Finding:

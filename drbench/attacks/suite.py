@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from threading import Event
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from drbench.attacks import evaluate, views
 from drbench.attacks.lockstep import Lockstep
 from drbench.attacks.names import ATTACKS, VIEWS
 from drbench.attacks.oracle import ROWS, Keys
-from drbench.attacks.presets import FROM, Member
+from drbench.attacks.presets import BEHIND, FROM, Member
 from drbench.attacks.problem import Cost, Problem
 from drbench.attacks.threat import Threat
 from drbench.errors import did_you_mean
@@ -30,7 +31,7 @@ from drbench.evidence import Answers, Attacked, Tried
 
 GRADIENT_FREE = ("noise", "square")
 FLOWS = ("square", "stadv")  # attacks that make flows; all but the last make images, too
-KINDS = {int: "a whole number", float: "a number", str: "text"}  # of settings
+KINDS = {int: "a whole number", float: "a number", str: "text"}  # of settings, by the type of their default
 MAY_BE_ZERO = ("redraw",)  # settings; all other numbers are positive
 SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
 
@@ -52,10 +53,19 @@ def check(member: Member, norm: str, sources: Iterable[str] = ()) -> Member:
 
 def _check_value(place: str, key: str, value: object, kind: type) -> None:
     """Raise `DrbenchError` unless a setting is of the type of its default and, a number, positive."""
-    fits = type(value) in (kind, int) if kind is float else type(value) is kind
+    fits = isinstance(value, {int: Integral, float: Real}.get(kind, kind)) and not isinstance(value, bool)
     if not fits or (kind is not str and not (value > 0 or (value == 0 and key in MAY_BE_ZERO))):
         above = "" if kind is str else " >= 0" if key in MAY_BE_ZERO else " > 0"
         raise DrbenchError(f"{place}: expected {KINDS[kind]}{above}, got {value!r}")
+
+
+def traits(defense: Defense, sigma: float) -> dict[str, bool]:
+    """What of a defense at a noise level decides which attacks a preset holds."""
+    return {
+        "deterministic": sigma == 0 and not defense.randomized,
+        "gradient": defense.gradient != "none",
+        "parts": views.has_parts(defense, sigma),
+    }
 
 
 class Found(NamedTuple):
@@ -111,12 +121,14 @@ class Suite:
                 f"{type(self.defense).__name__} can give no view that {', '.join(each.label for each in self.members)} "
                 "asks for: 'clean' needs noise level 0; attack view 'exact'"
             )
-        aimed = [each.label for each in self.members if each.aimed]
+        aimed = [each.label for each in self.members if each.aimed and each.view not in BEHIND]
         if self.defense.gradient == "none" and aimed:
             raise DrbenchError(
                 f"{type(self.defense).__name__} has no gradients (gradient = 'none'), which {', '.join(aimed)} follow; "
                 "use attacks square and noise, a view 'from NAME' of another defense, or a preset"
             )
+        if blind := [name for name, source in self.sources.items() if source.gradient == "none"]:
+            raise DrbenchError(f"cannot transfer from {', '.join(blind)}: gradient = 'none', there is none to follow")
 
     @property
     def deterministic(self) -> bool:
@@ -135,8 +147,8 @@ class Suite:
     @property
     def main(self) -> Member | None:
         """The first attack with gradients."""
-        if self.defense.gradient == "none":
-            return None
+        if self.defense.gradient == "none":  # none of its own
+            return next((each for each in self.usable if each.view in BEHIND), None)
         return next((each for each in self.usable if each.attack not in GRADIENT_FREE), None)
 
     @property

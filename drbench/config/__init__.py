@@ -174,12 +174,11 @@ def _merge(path: Path, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override:
             raise DrbenchError(f"expected an override of the form key=value, got {override!r}")
+        _refuse_interpolation(path, override)
         try:
-            yaml.safe_load(override.partition("=")[2])
-        except yaml.YAMLError as error:
+            OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, ValueError) as error:
             raise DrbenchError(f"expected a YAML value, as in certify.radii=[0,0.5], got {override!r}") from error
-    if any("${" in text for text in (*overrides, *(OmegaConf.to_yaml(layer) for layer in layers))):
-        raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
     layers.append(_guarded(path, lambda: OmegaConf.from_dotlist(list(overrides)), []))
     for layer in layers:
         _check_sections(path, OmegaConf.to_container(layer), _sections())
@@ -237,11 +236,17 @@ def _read(path: Path) -> DictConfig:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = did_you_mean(str(path), near) if near else "; expected a path such as benchmarks/digits/rcm.yaml"
         raise DrbenchError(f"no benchmark file {path}{hint}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise DrbenchError(f"{path}: not readable as YAML: {_first(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise DrbenchError(f"{path}: expected a YAML mapping of keys to values")
+    _refuse_interpolation(path, OmegaConf.to_yaml(loaded))
     return loaded
+
+
+def _refuse_interpolation(path: Path, text: str) -> None:
+    if "${" in text:
+        raise DrbenchError(f"{path}: interpolation (${{...}}) is not allowed in benchmark files; write the value")
 
 
 def _guarded(path, action, given: Iterable[dict]):

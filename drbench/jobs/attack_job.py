@@ -39,15 +39,15 @@ def check(cell: DictConfig) -> None:
         Decision(cell.attack.decision, cell.attack.decision_draws)
 
 
-def plan(cell: DictConfig, deterministic: bool, gradient: bool = True) -> list[presets.Member]:
-    """The attacks of a config on such a defense, checked."""
+def plan(cell: DictConfig, **traits: bool) -> list[presets.Member]:
+    """The attacks of a config on a defense of these traits (see `suite.traits`), checked."""
     spec = cell.attack
     members = (
-        presets.preset(spec.preset, spec.norm, deterministic, len(spec.cascade or []), gradient)
+        presets.preset(spec.preset, spec.norm, cascade=len(spec.cascade or []), **traits)
         if spec.attacks is None
         else [presets.member(**each) for each in OmegaConf.to_container(spec.attacks)]
     )
-    names = list(spec.sources or {}) if spec.norm != norms.FLOW else []
+    names = list(spec.sources or {})
     members += presets.transfer(spec.preset, spec.norm, names) if spec.attacks is None else []
     for each in members:
         suite.check(each, spec.norm, names)
@@ -73,7 +73,7 @@ def job(cell: DictConfig, defense: Defense, images: Images | None = None) -> Sui
     spec, decision, rows = cell.attack, None, batch_rows(cell)
     if spec.cascade:
         defense, decision = Cascade(defense, list(spec.cascade), spec.decision_draws, rows=rows), Decision()
-    members = plan(cell, spec.sigma == 0 and not defense.randomized, defense.gradient != "none")
+    members = plan(cell, **suite.traits(defense, spec.sigma))
     sources = {
         name: build.defense(DictConfig({"args": {}, **cell.attack.sources[name]}), images, found, cell.run.seed)
         for name, found in (source_weights(cell) if images else {}).items()

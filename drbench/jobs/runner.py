@@ -234,7 +234,8 @@ def _run_cell(
             else:
                 _certify(cell, folder, images, todo, defense, blank, crew, begun, options, done)
     elif begun and (begun.header["status"] == "started" or examples.parts(folder)) and not leases.living(folder):
-        _close(folder)  # killed between its last row and its last header, or before its examples were joined
+        if begun.header["status"] == "started":
+            _close(folder)  # killed between its last row and its last header; else before its examples were joined
         attack_job.finish(folder)
     elif begun and header.sources(cell.defense.name)["defense"] != begun.header["code"]["sources"]["defense"]:
         print(

@@ -43,7 +43,7 @@ def radius_curves(
         All that are to look different, in this and other figures; by default `runs`.
     """
     curves = curve_frame(runs, norm)
-    return saving.save(lambda: _draw(curves, looks.of(among or runs)), stem)
+    return saving.save(lambda: _draw(curves, looks.of([*runs, *(among or ())])), stem)
 
 
 def _draw(curves: DataFrame, styles: dict) -> Figure:

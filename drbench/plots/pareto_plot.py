@@ -32,7 +32,7 @@ def cost_curves(runs: Sequence[Run], stem: str | Path, among: Sequence[Run] | No
     rows without cost, and those whose draws cannot reach a radius.
     """
     stem, table, paths = Path(stem), pareto.frame(runs, pareto.DRAWN), []
-    styles = looks.of(among or runs)
+    styles = looks.of([*runs, *(among or ())])
     for suffix, (column, label) in COSTS.items():
         some = table[table[column] > 0]
         if some.empty:

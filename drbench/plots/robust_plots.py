@@ -31,7 +31,7 @@ def robust_curves(runs: Sequence[Run], stem: str | Path, among: Sequence[Run] | 
     `among`, by default `runs`.
     """
     table = robust_tables.frame(runs)
-    return save(lambda: _draw(table, among or runs), stem)
+    return save(lambda: _draw(table, [*runs, *(among or ())]), stem)
 
 
 def _draw(table: DataFrame, among: Sequence[Run]) -> Figure:

@@ -69,7 +69,7 @@ def join(run: Run) -> None:
     partial.write_text(json.dumps(sidecar(run, x, x_adv), indent=1) + "\n")
     os.replace(partial, run.folder / SIDECAR)
     for part in left:
-        part.unlink()
+        part.unlink(missing_ok=True)  # another process may have joined them as well
 
 
 def parts(folder: Path) -> list[Path]:

@@ -330,6 +330,28 @@ def test_attacks_look_behind_a_purifier_that_has_no_gradient():
     assert {"bpda>exact", "transfer"} <= flags(Purifying().eval()).keys()
 
 
+def test_a_purifier_without_gradients_is_attacked_through_what_stands_behind_it():
+    defense = Purifying().eval()
+    defense.gradient = "none"
+    threat_, found = threat("linf", 0.1), {}
+    for parts in (False, True):
+        members = presets.preset("fast", "linf", True, gradient=False, parts=parts)
+        suite = Suite(defense, threat_, members, evaluations=1)
+        found[parts] = suite.run(IMAGES.x, IMAGES.y, IMAGES.ids)
+    kept = [each.evidence.kept for each in found[True]]
+    assert any("identity" in label for label in kept) and suite.main.view == "identity"
+    labels = IMAGES.y.tolist()
+    broken = {
+        parts: sum(each.evidence.adversarial.wrong(label) for each, label in zip(some, labels, strict=True))
+        for parts, some in found.items()
+    }
+    assert broken[True] >= broken[False]
+    findings = audit(suite, IMAGES.x, IMAGES.y, IMAGES.ids, found[True])
+    assert {"budget", "fgsm", "bb>wb"} <= {each.check for each in findings}
+    with pytest.raises(DrbenchError, match="cannot transfer from x"):
+        Suite(load("undefended", "digits/classifier"), threat_, [member("square")], sources={"x": defense})
+
+
 @pytest.mark.parametrize("norm, eps", [("linf", 0.1), ("l2", 0.5), ("stadv", 0.4)])
 @pytest.mark.parametrize("sigma", [0.0, 0.25])
 def test_a_defense_without_gradients_is_attacked_by_its_scores(sigma, norm, eps):
