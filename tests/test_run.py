@@ -386,6 +386,7 @@ def test_verify_verb(tmp_path, capsys):
         ("run.json", '"identity": "', '"identity": "0', "run.json: identity is not the hash of config.yaml"),
         ("config.yaml", "seed: 0", "seed: 1", "run.json: 'seed' of engine is 0, by config.yaml 1"),
         ("config.yaml", "sigma: 0.25", "sigma: x", "certify.sigma: expected a number, got 'x'"),
+        ("config.yaml", "variant: ''", "variant: '${oc.env:HOME}'", "interpolation (${...}) is not allowed"),
         ("config.yaml", "task: certify", "task: attack", "run.json: task is certify, by config.yaml attack"),
         ("config.yaml", "sweep: {}", "sweep: {run.seed: [0, 1]}", "expected the config of one run, got a sweep"),
     ],

@@ -269,7 +269,8 @@ def test_mistakes_are_named():
                         (member("pgd", stepz=3), "did you mean 'steps'")):  # fmt: skip
         with pytest.raises(DrbenchError, match=said):
             check(wrong, "linf")
-    for right, norm in ((member("square", queries=2), "stadv"), (member("smoothadv", redraw=0, size=2), "l2")):
+    for right, norm in ((member("square", queries=2), "stadv"), (member("smoothadv", redraw=0, size=2), "l2"),
+                        (member("pgd", steps=np.int64(3), size=np.float64(0.5)), "l1")):  # fmt: skip
         assert check(right, norm) == right
     defense, x, y, *_ = two_classes(2)
     with pytest.raises(DrbenchError, match="declares sigmas"):

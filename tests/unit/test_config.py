@@ -116,6 +116,8 @@ def test_a_sweep_over_what_a_task_does_not_read_is_one_run(tmp_path):
         ("defense: {name: constant}", ["certfy.x=3"], "did you mean certify?"),
         ("defense: {name: constant}", ["train.recipe.stepz=3"], "did you mean train.recipe.steps?"),
         ("defense: {name: constant}", ["certify.n=[1"], r"expected a YAML value, .*got 'certify.n=\[1'"),
+        ("defense: {name: constant}", ["defense.args={a: 1, a: 2}"], "expected a YAML value, .*a: 1, a: 2"),
+        ("defense: {name: constant}\ncertify: {n: 0b_}", [], "not readable as YAML"),
         ("defense: {name: constant}", ["certify.radii=[[1]]"], r"certify.radii: expected a list of numbers, got"),
         ("defense: {name: constant}\nsweep: {certify: [3]}", [], "certify has keys of its own"),
         ("~: 3", [], "not readable as YAML"),
