@@ -163,6 +163,8 @@ def gradient_free(case: Case) -> Check:
             others["transfer"] = replace(case.main, view="bare")
         if has_parts(suite.defense, suite.sigma):
             others["bpda>exact"] = replace(case.main, view="identity")
+        if suite.defense.gradient == "surrogate" and suite.deployed.sloped(case.x[:1]):
+            others["own>surrogate"] = replace(case.main, view="logits")
     outcomes = yield [case.attack(other) for other in others.values()]
     beaten = [case.beaten(outcome, case.aimed) for outcome in outcomes]
     return [
@@ -195,8 +197,12 @@ def other_streams(case: Case) -> Check:
         return []
     other = case.right(case.examples, seed=case.suite.seed + 1)
     renamed = case.right(case.examples, ids=tuple(f"audit/{place}" for place in range(len(case.x))))
-    gaps = [case.gain(case.job, each) for each in (other, renamed)]
-    text = f"{percent(case.job)} right, {percent(other)} with another seed, {percent(renamed)} under other image names"
+    fewest = min(case.draws, case.suite.evaluations)
+    gaps = [case.gain(case.job, other), case.gain(case.job, renamed), case.gain(case.job, case.recorded, fewest)]
+    text = (
+        f"{percent(case.job)} right ({percent(case.recorded)} in the job's evaluation), {percent(other)} with another "
+        f"seed, {percent(renamed)} under other image names"
+    )
     return [Finding("seed", any(abs(gain) > chance for gain, chance in gaps), text)]
 
 

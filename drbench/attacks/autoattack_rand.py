@@ -16,6 +16,7 @@ from drbench.attacks.apgd import Halving, climb
 from drbench.attacks.losses import Loss
 from drbench.attacks.problem import Problem
 from drbench.attacks.views import Answer
+from drbench.errors import DrbenchError
 
 LOSSES = ("ce", "dlr")
 
@@ -25,6 +26,8 @@ def autoattack_rand(problem: Problem, *, steps: int = 100, draws: int = 20) -> T
 
     Its own verdict is noted in the cost: "robust by its own verdict" -> number of images.
     """
+    if problem.certain:
+        raise DrbenchError("autoattack_rand is for randomised defenses; use preset autoattack, or apgd")
     images = problem.x.clone()
     robust = _right(problem.named("clean"), images)
     for name in LOSSES:

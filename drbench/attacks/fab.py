@@ -14,7 +14,6 @@ from drbench.errors import DrbenchError
 
 MOST_OF_CLEAN = 0.1  # alpha_max: weight of the projection of the clean image
 OVERSHOOT, BACK = 1.05, 0.9
-DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 TINY = 1e-8
 
 

@@ -26,11 +26,6 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     return grid_sample(x, (still + flow * scale).clamp(-1, 1), align_corners=False)
 
 
-def size(flow: Tensor) -> Tensor:
-    """(B,) float64 largest displacement along an axis, pixels."""
-    return flow.double().abs().flatten(1).amax(1)
-
-
 def roughness(flow: Tensor) -> Tensor:
     """(B,) sum over pixels p and their up to four neighbours q of sqrt(||flow_p - flow_q||^2 + 1e-10), eq. 4."""
     steps = ((flow[:, 1:] - flow[:, :-1]), (flow[:, :, 1:] - flow[:, :, :-1]))

@@ -91,6 +91,15 @@ class Case:
         return self.right(self.examples)
 
     @cached_property
+    def recorded(self) -> Tensor:
+        """What the job's own final evaluation says; of other answers than single ones as `job`."""
+        if self.suite.decision.rule != "single":
+            return self.job
+        answers = [each.evidence.adversarial for each in self.found]
+        wrong = [each.wrong(label) / each.count for each, label in zip(answers, self.y.tolist(), strict=True)]
+        return 1 - torch.tensor(wrong).double()
+
+    @cached_property
     def aimed(self) -> Tensor:
         """What the job leaves without attacks that use no gradient of this defense: the reference for such attacks.
 
@@ -100,11 +109,12 @@ class Case:
         blind = [each.label for each in self.suite.members if not each.aimed]
         if self.spatial or len(blind) in (0, len(self.suite.members)):
             return self.job
-        worst = [
-            max([each.failures for each in found.evidence.tried if each.attack not in blind], default=0)
-            for found in self.found
-        ]
-        return torch.maximum(self.job, 1 - torch.tensor(worst).double() / self.suite.draws)
+        left = self.job.clone()
+        for place, found in enumerate(self.found):
+            failures = [each.failures for each in found.evidence.tried if each.attack not in blind]
+            if failures:  # else it was broken before any of them: nothing was left for them to miss
+                left[place] = max(left[place], 1 - max(failures) / self.suite.draws)
+        return left
 
     def beaten(self, other: Tensor, reference: Tensor) -> int:
         """Images on which `other` leaves less than `reference`, beyond chance."""
@@ -112,8 +122,8 @@ class Case:
         chance = SIGMAS * (2 * mean * (1 - mean) / draws).sqrt() if draws > 1 else 0.0
         return int((reference - other > chance).sum())
 
-    def gain(self, before: Tensor, after: Tensor) -> tuple[float, float]:
+    def gain(self, before: Tensor, after: Tensor, draws: int | None = None) -> tuple[float, float]:
         """Mean loss of right answers, and what may be chance: a point, more than one image, and the answers' noise."""
-        mean, size, draws = (before + after) / 2, len(before), self.draws
+        mean, size, draws = (before + after) / 2, len(before), draws or self.draws
         noise = math.sqrt(float((2 * mean * (1 - mean)).sum()) / draws) / size if draws > 1 else 0.0
         return float((before - after).mean()), max(POINT, 1.0 / size, SIGMAS * noise)

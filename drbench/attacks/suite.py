@@ -33,7 +33,8 @@ GRADIENT_FREE = ("noise", "square")
 FLOWS = ("square", "stadv")  # attacks that make flows; all but the last make images, too
 KINDS = {int: "a whole number", float: "a number", str: "text"}  # of settings, by the type of their default
 MAY_BE_ZERO = ("redraw",)  # settings; all other numbers are positive
-SURELY_BROKEN = 0.95  # share of failures above which a randomised defense's image is left alone
+SURELY_BROKEN = 0.95  # share of failures from which on a randomised defense's image is left alone,
+CONFIRMED = 20  # on so many draws that did not choose the example
 
 
 def check(member: Member, norm: str, sources: Iterable[str] = ()) -> Member:
@@ -190,10 +191,12 @@ class _State:
     def __init__(self, suite: Suite, deployed: views.View, x: Tensor, y: Tensor, ids: tuple):
         self.suite, self.deployed, self.x, self.y, self.ids = suite, deployed, x, y, ids
         self.best, self.kept, self.tried = suite.threat.none(x).clone(), [""] * len(x), [[] for _ in range(len(x))]
-        self.failures, self.margin = self._judge(self.best, torch.arange(len(x)))
+        everyone = torch.arange(len(x))
+        self.failures, self.margin = self._judge(self.best, everyone)
+        self.done = self._surely_broken(everyone)
 
     def attack(self, member: Member) -> None:
-        open_ = (self.failures < SURELY_BROKEN * self.suite.draws).nonzero().flatten()
+        open_ = (~self.done).nonzero().flatten()
         if not len(open_):
             return
         suite = self.suite
@@ -212,15 +215,28 @@ class _State:
             cost.forwards[open_.tolist()] += suite.draws
             most[open_] = torch.maximum(most[open_], failures)
             self._keep(open_, mended, failures, margin, member.label)
+        self.done[open_] = self._surely_broken(open_, cost)
         for place in open_.tolist():
             counts = int(most[place]), int(cost.gradients[place]), int(cost.forwards[place])
             self.tried[place].append(Tried(member.label, *counts))
 
-    def _judge(self, examples: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _surely_broken(self, places: Tensor, cost: Cost | None = None) -> Tensor:
+        """Which images are left alone. Draws that chose an example flatter it: a randomised defense is asked again."""
+        sure = self.failures[places] >= SURELY_BROKEN * self.suite.draws
+        asked = places[sure]
+        if not self.suite.deterministic and len(asked):
+            failures, _ = self._judge(self.best[asked], asked, "confirm", CONFIRMED)
+            sure[sure.clone()] = failures >= SURELY_BROKEN * CONFIRMED
+            if cost:
+                cost.forwards[asked.tolist()] += CONFIRMED
+        return sure
+
+    def _judge(
+        self, examples: Tensor, places: Tensor, stage: str = "select", draws: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         images = self.suite.threat.image(examples, self.x[places])
-        ids = tuple(self.ids[i] for i in places.tolist())
-        keys = Keys(self.suite.seed, ids, "select")
-        return evaluate.judge(self.deployed, images, self.y[places], keys, self.suite.draws, self.suite.rows)
+        keys = Keys(self.suite.seed, tuple(self.ids[i] for i in places.tolist()), stage)
+        return evaluate.judge(self.deployed, images, self.y[places], keys, draws or self.suite.draws, self.suite.rows)
 
     def _keep(self, places: Tensor, images: Tensor, failures: Tensor, margin: Tensor, label: str) -> None:
         more = failures > self.failures[places]

@@ -88,6 +88,12 @@ class View(ABC):
             slope = torch.autograd.grad(losses.sum(), x)[0] if gradient else None
         return Answer(losses.detach(), slope, lost(logits, y))
 
+    def sloped(self, x: Tensor) -> bool:
+        """Whether autograd finds a way from the logits of an image to its pixels."""
+        with torch.enable_grad():
+            spans = [Span(block_key(0, "padding", 0.0, "padding", 0), 0, len(x))]
+            return self.rows(x.clone().requires_grad_(), spans).requires_grad
+
     def rows(self, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """`logits`, padded to a batch of at least `SMALLEST` rows."""
         return self.logits(*padded(x, spans))[: len(x)]

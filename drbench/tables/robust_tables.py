@@ -86,8 +86,9 @@ NOTES = """\
 - σ: noise that the deployed defense adds to its input. Evaluations use randomness that no attack saw, and that did not
   choose among their examples either.
 - strongest: the attack whose examples were kept for most images, of those that fool the defense more often than the
-  clean image does. gradients, forwards: evaluations of the whole defense per image that the attacks and the choice
-  among their examples took, with and without a gradient.
+  clean image does (an image of a deterministic defense is done with the first attack that breaks it). gradients,
+  forwards: evaluations of the whole defense per image that the attacks and the choice among their examples took, with
+  and without a gradient.
 - audited: images on which attacks were compared, to check them (0: the defense was probed at most). flags: what these
   checks found, and other marks; "not finite": some answers were no finite scores, which counts as broken."""
 

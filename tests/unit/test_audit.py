@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,10 +106,10 @@ class Leaking(Masked):
 
     randomized = True
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, stages=("select", "evaluate", "audit/verdict")):
         super().__init__()
         self.known = {}
-        for stage in ("select", "evaluate", "audit/verdict"):
+        for stage in stages:
             spans = Keys(seed, tuple(IMAGES.ids), stage).spans(0, 1)
             self.known |= {span.key: int(label) for span, label in zip(spans, IMAGES.y, strict=True)}
 
@@ -393,8 +394,22 @@ def test_attacks_that_need_no_gradient_ask_what_decides():
     assert "bb>wb" in flags(Elsewhere().eval())
 
 
-def test_a_verdict_that_depends_on_the_seed_is_flagged():
-    assert "seed" in flags(Leaking().eval())
+@pytest.mark.parametrize("stages", [("select", "evaluate", "audit/verdict"), ("evaluate",)])
+def test_a_verdict_that_depends_on_the_seed_is_flagged(stages):
+    assert "seed" in flags(Leaking(stages=stages).eval())
+
+
+def test_a_surrogate_that_is_worse_than_what_it_stands_for_is_flagged():
+    """By the settings of preset fast, on as few images as it audits."""
+    few = drbench.load_data("digits", split="validation", subset="first4")
+    assert "own>surrogate" in flags(Stochastic().eval(), steps=40, draws=8, images=few)
+
+
+def test_images_that_are_wrong_from_the_start_are_no_evidence_of_masking():
+    some = SimpleNamespace(x=IMAGES.x[:4], y=IMAGES.y[:4].clone(), ids=IMAGES.ids[:4])
+    some.y[0] = (some.y[0] + 1) % 10
+    defense = load("adversarial_training", "digits/adversarial_training")
+    assert flags(defense, "linf", 1 / 16, images=some, also=[member("square", queries=500)], steps=40) == {}
 
 
 def test_gradient_noise_is_flagged_by_more_draws():
