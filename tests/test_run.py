@@ -135,7 +135,7 @@ def _killed_runs(out, file, overrides, kills, rng):
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments_changes_nothing(tmp_path):
-    overrides = ["certify.sigma=0.25", "certify.n=20000", "data.subset=first40", "run.batch_rows=512", "run.threads=1"]
+    overrides = ["certify.sigma=0.25", "certify.n=20000", "data.subset=first120", "run.batch_rows=512", "run.threads=1"]
     calm = runner.run(config.load(UNDEFENDED, overrides), str(tmp_path / "calm"))  # text is taken too
     found = _killed_runs(tmp_path / "killed", UNDEFENDED, overrides, 9, random.Random(0))
     assert evidence(found) == evidence(record.read(calm[0]))
